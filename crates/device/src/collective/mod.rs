@@ -1,0 +1,34 @@
+//! What ranks do together. Every operation has a deadline; a fault is sticky and names rank and operation.
+
+pub mod alone;
+pub mod threads;
+
+use crate::DeviceError;
+use crate::tensor::{View, ViewMut};
+
+/// One rank's end of a group of ranks. All ranks of a group call the same operations in the same order.
+pub trait Collective: Send {
+    /// This rank's place in the group, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many ranks the group has.
+    fn size(&self) -> usize;
+
+    /// Replaces `x` on every rank by the sum over the ranks, the same bits on each of them.
+    fn all_reduce(&self, x: ViewMut<'_>);
+
+    /// Puts the ranks' columns side by side, in rank order, on every rank.
+    ///
+    /// `x` is this rank's `[rows, width]` (widths may differ between ranks); `out` is `[rows, sum of widths]`.
+    fn gather_columns(&self, out: ViewMut<'_>, x: View<'_>);
+
+    /// Sends `x` to rank `to`, which receives it into an array of the same shape. Does not wait for the receiver
+    /// longer than it takes to hand `x` over: `x` may be reused when this returns.
+    fn send(&self, to: usize, x: View<'_>);
+
+    /// Receives what rank `from` sent.
+    fn receive(&self, from: usize, x: ViewMut<'_>);
+
+    /// The first fault, for example `rank 1 of 2 did not come to all_reduce within 30 s`. Operations after a fault do nothing.
+    fn fault(&self) -> Option<DeviceError>;
+}

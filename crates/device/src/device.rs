@@ -1,0 +1,265 @@
+//! One rank's machine: checks shapes, then delegates to its back end and its groups.
+
+use crate::DeviceError;
+use crate::backend::{Backend, Heads, KvLayer};
+use crate::batch::{BatchLayout, Plan};
+use crate::collective::Collective;
+use crate::dtype::DType;
+use crate::matrix::{Format, Matrix};
+use crate::sampling::{SampleRow, SampledRow};
+use crate::tensor::{Arena, Tensor, View, ViewMut};
+
+/// A rank: a back end, the group it splits layers with (tensor parallel), and the stages around it (pipeline parallel).
+pub struct Device {
+    backend: Box<dyn Backend>,
+    /// The ranks that share each layer with this one.
+    tensor_group: Box<dyn Collective>,
+    /// The ranks of this column of the mesh, one a stage, first layers first.
+    stage_group: Box<dyn Collective>,
+}
+
+impl Device {
+    /// Puts a rank together.
+    #[must_use]
+    pub fn new(
+        backend: Box<dyn Backend>,
+        tensor_group: Box<dyn Collective>,
+        stage_group: Box<dyn Collective>,
+    ) -> Self {
+        Self { backend, tensor_group, stage_group }
+    }
+
+    /// The ranks that share each layer with this one.
+    #[must_use]
+    pub fn tensor_group(&self) -> &dyn Collective {
+        self.tensor_group.as_ref()
+    }
+
+    /// The stages, one rank each.
+    #[must_use]
+    pub fn stage_group(&self) -> &dyn Collective {
+        self.stage_group.as_ref()
+    }
+
+    /// For people: what this is.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.backend.describe()
+    }
+
+    /// The type of activations.
+    #[must_use]
+    pub fn activation_dtype(&self) -> DType {
+        self.backend.activation_dtype()
+    }
+
+    /// One allocation, to be handed out tensor by tensor.
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn arena(&self, bytes: usize) -> Result<Arena, DeviceError> {
+        Ok(Arena::new(self.backend.allocate(bytes)?))
+    }
+
+    /// A tensor `[rows, width]` of its own, holding `values` as F32.
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn tensor_f32(&self, rows: usize, width: usize, values: &[f32]) -> Result<Tensor, DeviceError> {
+        assert!(values.len() == rows * width, "{} values for [{rows}, {width}]", values.len());
+        let mut tensor =
+            self.arena(Arena::tensor_bytes(DType::F32, rows, width))?.tensor(DType::F32, rows, width);
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        self.backend.write(tensor.view_mut(), &bytes);
+        Ok(tensor)
+    }
+
+    /// Copies integers to an I32 tensor's first elements.
+    pub fn write_i32(&self, to: ViewMut<'_>, values: &[i32]) {
+        assert!(to.view().dtype() == DType::I32 && to.view().rows() * to.view().width() == values.len());
+        assert!(is_dense(to.view()), "an unstrided view");
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        self.backend.write(to, &bytes);
+    }
+
+    /// Copies an unstrided F32 view to the host.
+    #[must_use]
+    pub fn read_f32(&self, from: View<'_>) -> Vec<f32> {
+        assert!(from.dtype() == DType::F32 && is_dense(from), "an unstrided F32 view");
+        let mut bytes = vec![0; from.rows() * from.width() * 4];
+        self.backend.read(from, &mut bytes);
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    /// See [`Backend::load_matrix`].
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn load_matrix(
+        &self,
+        format: Format,
+        rows: usize,
+        columns: usize,
+        bytes: &[u8],
+    ) -> Result<Matrix, DeviceError> {
+        assert!(bytes.len() == rows * format.row_bytes(columns), "{rows} rows of {columns} columns");
+        self.backend.load_matrix(format, rows, columns, bytes)
+    }
+
+    /// See [`Backend::plan`].
+    #[must_use]
+    pub fn plan(&self, layout: BatchLayout) -> Plan {
+        assert!(layout.slots.len() == layout.tokens(), "a slot a token");
+        assert!(layout.query_starts.len() == layout.sequences() + 1, "a start a sequence, and the end");
+        assert!(
+            layout.block_tables.len() == layout.sequences() * layout.blocks_per_row,
+            "a table a sequence"
+        );
+        assert!(
+            layout.query_starts.is_sorted() && layout.query_starts[0] == 0,
+            "rows in the sequences' order"
+        );
+        assert!(
+            layout.query_starts[layout.sequences()] as usize == layout.tokens(),
+            "a sequence for each row"
+        );
+        let room = layout.blocks_per_row * layout.block_size;
+        assert!(layout.context_lens.iter().all(|&len| len as usize <= room), "a block for each token");
+        assert!(layout.sample_rows.iter().all(|&row| (row as usize) < layout.tokens()), "samples of rows");
+        self.backend.plan(layout)
+    }
+
+    /// See [`Backend::embed`].
+    pub fn embed(&self, out: ViewMut<'_>, ids: View<'_>, table: &Matrix, first_id: usize) {
+        assert!(out.view().rows() == ids.rows() && out.view().width() == table.columns && ids.width() == 1);
+        assert!(ids.dtype() == DType::I32, "ids are integers");
+        self.backend.embed(out, ids, table, first_id);
+    }
+
+    /// See [`Backend::rms_norm`].
+    pub fn rms_norm(&self, out: ViewMut<'_>, x: View<'_>, weight: View<'_>, eps: f32) {
+        assert!(same_shape(out.view(), x) && is_vector(weight, x.width()));
+        self.backend.rms_norm(out, x, weight, eps);
+    }
+
+    /// See [`Backend::add_rms_norm`].
+    pub fn add_rms_norm(
+        &self,
+        out: ViewMut<'_>,
+        residual: ViewMut<'_>,
+        x: View<'_>,
+        weight: View<'_>,
+        eps: f32,
+    ) {
+        assert!(same_shape(out.view(), x) && same_shape(residual.view(), x) && is_vector(weight, x.width()));
+        self.backend.add_rms_norm(out, residual, x, weight, eps);
+    }
+
+    /// See [`Backend::matmul`].
+    pub fn matmul(&self, out: ViewMut<'_>, x: View<'_>, weight: &Matrix, bias: Option<View<'_>>) {
+        assert!(out.view().rows() == x.rows(), "a row out for a row in");
+        assert!(out.view().width() == weight.rows && x.width() == weight.columns, "the weight's shape");
+        assert!(bias.is_none_or(|bias| is_vector(bias, weight.rows)), "a bias for each row of the weight");
+        self.backend.matmul(out, x, weight, bias);
+    }
+
+    /// See [`Backend::rope_and_store`].
+    pub fn rope_and_store(
+        &self,
+        qkv: ViewMut<'_>,
+        rope: View<'_>,
+        kv: &mut KvLayer,
+        plan: &Plan,
+        heads: Heads,
+    ) {
+        assert!(qkv.view().rows() == plan.layout.tokens() && qkv.view().width() == heads.qkv_width());
+        assert!(rope.dtype() == DType::F32 && rope.width() == heads.head_dim, "an angle for each pair");
+        let len = rope.rows();
+        assert!(plan.layout.positions.iter().all(|&position| (position as usize) < len), "angles to {len}");
+        let slots = kv.num_blocks * kv.block_size;
+        assert!(plan.layout.slots.iter().all(|&slot| (slot as usize) < slots), "slots of {slots}");
+        check_cache(kv, plan, heads);
+        self.backend.rope_and_store(qkv, rope, kv, plan, heads);
+    }
+
+    /// See [`Backend::attention`].
+    pub fn attention(&self, out: ViewMut<'_>, qkv: View<'_>, kv: &KvLayer, plan: &Plan, heads: Heads) {
+        assert!(out.view().rows() == plan.layout.tokens() && qkv.rows() == plan.layout.tokens());
+        assert!(out.view().width() == heads.num_heads * heads.head_dim && qkv.width() == heads.qkv_width());
+        assert!(heads.head_dim.is_multiple_of(16), "heads of {} elements: not whole vectors", heads.head_dim);
+        check_cache(kv, plan, heads);
+        self.backend.attention(out, qkv, kv, plan, heads);
+    }
+
+    /// See [`Backend::silu_mul`].
+    pub fn silu_mul(&self, out: ViewMut<'_>, gate_up: View<'_>) {
+        assert!(out.view().rows() == gate_up.rows() && out.view().width() * 2 == gate_up.width());
+        self.backend.silu_mul(out, gate_up);
+    }
+
+    /// See [`Backend::gather_sample_rows`].
+    pub fn gather_sample_rows(&self, out: ViewMut<'_>, x: View<'_>, plan: &Plan) {
+        assert!(out.view().rows() == plan.layout.sample_rows.len() && out.view().width() == x.width());
+        self.backend.gather_sample_rows(out, x, plan);
+    }
+
+    /// See [`Backend::copy_blocks`].
+    pub fn copy_blocks(&self, kv: &mut KvLayer, copies: &[(u32, u32)]) {
+        let inside = |block: u32| (block as usize) < kv.num_blocks;
+        assert!(copies.iter().all(|&(from, to)| inside(from) && inside(to)), "blocks of {}", kv.num_blocks);
+        self.backend.copy_blocks(kv, copies);
+    }
+
+    /// Sums `x` over the tensor group.
+    pub fn all_reduce(&self, x: ViewMut<'_>) {
+        self.tensor_group.all_reduce(x);
+    }
+
+    /// Puts the tensor group's columns side by side; see [`Collective::gather_columns`].
+    pub fn gather_columns(&self, out: ViewMut<'_>, x: View<'_>) {
+        self.tensor_group.gather_columns(out, x);
+    }
+
+    /// See [`Backend::sample`].
+    pub fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow]) {
+        assert!(logits.view().rows() == rows.len() && vocab <= logits.view().width());
+        assert!(0 < vocab && logits.view().dtype() == DType::F32, "F32 logits of some tokens");
+        self.backend.sample(logits, vocab, rows);
+    }
+
+    /// See [`Backend::collect`]; a fault of a group comes out here, too.
+    ///
+    /// # Errors
+    /// A fault since the last call.
+    pub fn collect(&self) -> Result<Vec<SampledRow>, DeviceError> {
+        let sampled = self.backend.collect()?;
+        match self.tensor_group.fault().or_else(|| self.stage_group.fault()) {
+            Some(fault) => Err(fault),
+            None => Ok(sampled),
+        }
+    }
+}
+
+/// A cache whose shape is that of `heads` and of the step's blocks.
+fn check_cache(kv: &KvLayer, plan: &Plan, heads: Heads) {
+    let rows = kv.num_blocks * heads.num_kv_heads * kv.block_size;
+    assert!(kv.keys.rows() == rows && kv.keys.width() == heads.head_dim, "keys [{rows}, {}]", heads.head_dim);
+    assert!(kv.values.rows() == rows && kv.values.width() == heads.head_dim, "values as keys");
+    assert!(kv.keys.dtype() == kv.values.dtype() && kv.block_size == plan.layout.block_size, "one cache");
+    assert!(0 < heads.num_heads && heads.group_offset < heads.group_size, "a run of heads");
+    assert!(heads.kv_head(heads.num_heads - 1) < heads.num_kv_heads, "a KV head for each head");
+}
+
+/// F32 `[1, width]`.
+fn is_vector(view: View<'_>, width: usize) -> bool {
+    view.dtype() == DType::F32 && view.rows() == 1 && view.width() == width
+}
+
+/// Rows without gaps.
+fn is_dense(view: View<'_>) -> bool {
+    view.stride() == view.width() || view.rows() <= 1
+}
+
+fn same_shape(a: View<'_>, b: View<'_>) -> bool {
+    a.rows() == b.rows() && a.width() == b.width()
+}
