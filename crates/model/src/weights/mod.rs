@@ -1,0 +1,355 @@
+//! A model's weights on disk (or made up): opened and checked as a whole, read slice by slice.
+
+pub mod convert;
+mod dummy;
+mod gguf;
+mod inventory;
+pub mod load;
+mod mapped;
+mod safetensors;
+pub mod shard;
+pub mod vocabulary;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use phalanx_device::Format;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::architectures::spec::OUTPUT_MATRIX;
+use crate::architectures::{self, TensorShape};
+use crate::config::ModelConfig;
+use crate::error::{LoadError, printable};
+use crate::fields::Fields;
+use convert::WeightType;
+use inventory::{Inventory, Stored};
+use mapped::MappedFile;
+use vocabulary::GgufVocabulary;
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// By what lies at the path.
+    #[default]
+    Auto,
+    /// A folder as Hugging Face has it: `config.json` and safetensors files.
+    Safetensors,
+    /// A GGUF file.
+    Gguf,
+    /// Only the configuration is read; weights are random.
+    Dummy {
+        /// Same seed, same weights.
+        seed: u64,
+    },
+}
+
+/// A model's weights, every header checked, nothing loaded.
+#[derive(Debug)]
+pub struct Weights {
+    config: ModelConfig,
+    path: PathBuf,
+    source: Source,
+    vocabulary: Option<GgufVocabulary>,
+    name: Option<String>,
+    /// Every tensor's shape by the name this crate uses.
+    shapes: HashMap<String, TensorShape>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Files { files: Vec<MappedFile>, stored: HashMap<String, Stored> },
+    Dummy { seed: u64 },
+}
+
+/// What each matrix is kept in.
+#[derive(Clone, Copy, Debug)]
+pub enum WeightFormats<'a> {
+    /// Every matrix in one format; those whose rows are not whole blocks of it in the next finer one that fits.
+    Uniform(Format),
+    /// As these weights are stored, converted to this type.
+    Of(&'a Weights, WeightType),
+}
+
+impl WeightFormats<'_> {
+    /// The format of a matrix with rows of `columns` elements.
+    #[must_use]
+    pub fn of(&self, tensor: &str, columns: usize) -> Format {
+        match self {
+            Self::Of(weights, weight_type) => weight_type.applied_to(weights.format(tensor)),
+            Self::Uniform(format) => [*format, Format::Q8_0]
+                .into_iter()
+                .find(|format| columns.is_multiple_of(format.block_len()))
+                .unwrap_or(Format::F16),
+        }
+    }
+
+    /// Elements that can only be read together: a block as stored, even when a conversion takes it apart afterwards.
+    #[must_use]
+    pub(crate) fn block_len(&self, tensor: &str, columns: usize) -> usize {
+        match self {
+            Self::Of(weights, _) => weights.format(tensor).block_len(),
+            Self::Uniform(_) => self.of(tensor, columns).block_len(),
+        }
+    }
+}
+
+impl Weights {
+    /// Opens what lies at `path` and checks it: headers, sizes, names, shapes.
+    ///
+    /// # Errors
+    /// One sentence that names file and tensor.
+    pub fn open(path: &Path, format: LoadFormat) -> Result<Self, LoadError> {
+        let path = description(path, format)?;
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
+        match (format, is_json) {
+            (LoadFormat::Dummy { seed }, true) => {
+                Ok(Self::assembled(read_config(&path)?, &path, Source::Dummy { seed }))
+            }
+            (LoadFormat::Dummy { seed }, false) => {
+                let weights = open_gguf(&path)?;
+                Ok(Self { source: Source::Dummy { seed }, ..weights })
+            }
+            (_, true) => open_safetensors(&path),
+            (_, false) => open_gguf(&path),
+        }
+    }
+
+    /// Random weights for a configuration that is at hand.
+    #[must_use]
+    pub fn dummy(config: ModelConfig, seed: u64) -> Self {
+        Self::assembled(config, Path::new("dummy weights"), Source::Dummy { seed })
+    }
+
+    fn assembled(config: ModelConfig, path: &Path, source: Source) -> Self {
+        let shapes = architectures::tensors(&config);
+        let shapes = shapes.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { config, path: path.to_path_buf(), source, vocabulary: None, name: None, shapes }
+    }
+
+    /// The model's sizes.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The tokenizer inside a GGUF file.
+    #[must_use]
+    pub fn vocabulary(&self) -> Option<&GgufVocabulary> {
+        self.vocabulary.as_ref()
+    }
+
+    /// What the file calls itself.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The folder with `config.json`, or the GGUF file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of all tensors, as stored.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shapes
+            .values()
+            .map(|tensor| tensor.rows * self.format(&tensor.name).row_bytes(tensor.columns))
+            .sum()
+    }
+
+    /// For people: the formats of the matrices and how much each takes, for example `Q4_K 55 %, Q6_K 45 %`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();
+        for tensor in self.shapes.values().filter(|tensor| !tensor.kind.is_vector()) {
+            let format = self.format(&tensor.name);
+            *bytes.entry(convert::label(format)).or_default() +=
+                tensor.rows * format.row_bytes(tensor.columns);
+        }
+        let all: usize = bytes.values().sum();
+        let shares: Vec<String> = bytes
+            .iter()
+            .map(|(format, bytes)| format!("{format} {} %", (bytes * 100 + all / 2) / all))
+            .collect();
+        match self.source {
+            Source::Dummy { seed } => format!("dummy weights (seed {seed}), {}", shares.join(", ")),
+            Source::Files { .. } => shares.join(", "),
+        }
+    }
+
+    /// How a tensor of this model is stored.
+    ///
+    /// # Panics
+    /// The model has no such tensor.
+    #[must_use]
+    pub fn format(&self, tensor: &str) -> Format {
+        match &self.source {
+            Source::Dummy { .. } => self.config.dtype,
+            Source::Files { stored, .. } => stored[tensor].format,
+        }
+    }
+
+    /// Rows `rows` and columns `columns` (whole blocks) of a tensor, as stored.
+    pub(crate) fn read(&self, tensor: &str, rows: Range<usize>, columns: Range<usize>) -> Cow<'_, [u8]> {
+        let shape = &self.shapes[tensor];
+        assert!(rows.end <= shape.rows && columns.end <= shape.columns, "a slice of {tensor}");
+        match &self.source {
+            Source::Dummy { seed } => Cow::Owned(self.made_up(*seed, shape, rows, columns)),
+            Source::Files { files, stored } => {
+                let stored = &stored[tensor];
+                let bytes = &files[stored.file].bytes()[stored.start..stored.start + stored.bytes()];
+                slice(bytes, stored, rows, columns)
+            }
+        }
+    }
+
+    fn made_up(&self, seed: u64, shape: &TensorShape, rows: Range<usize>, columns: Range<usize>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(rows.len() * self.config.dtype.row_bytes(columns.len()));
+        let mut row_values = vec![0.0; columns.len()];
+        for row in rows {
+            let first = row * shape.columns + columns.start;
+            dummy::fill(seed, shape, self.config.num_layers, first, &mut row_values);
+            convert::encode(self.config.dtype, &row_values, &mut bytes);
+        }
+        bytes
+    }
+}
+
+/// A rectangle of a stored matrix: borrowed when its bytes lie together, else gathered row by row.
+fn slice<'a>(bytes: &'a [u8], stored: &Stored, rows: Range<usize>, columns: Range<usize>) -> Cow<'a, [u8]> {
+    let row_bytes = stored.format.row_bytes(stored.columns);
+    let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+    if columns.len() == stored.columns {
+        return Cow::Borrowed(bytes);
+    }
+    let first = stored.format.row_bytes(columns.start);
+    let last = stored.format.row_bytes(columns.end);
+    let mut gathered = Vec::with_capacity(rows.len() * (last - first));
+    for row in bytes.chunks_exact(row_bytes) {
+        gathered.extend_from_slice(&row[first..last]);
+    }
+    Cow::Owned(gathered)
+}
+
+/// The file that describes the model at `path`: a `config.json` or a GGUF file.
+fn description(path: &Path, format: LoadFormat) -> Result<PathBuf, LoadError> {
+    let metadata = path.metadata().map_err(|error| LoadError::io(path, &error))?;
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    if metadata.is_file() {
+        return match (format, extension) {
+            (LoadFormat::Safetensors, _) | (_, "safetensors") => Err(LoadError::malformed(
+                path,
+                "is a single file: give the folder that holds config.json and the safetensors files",
+            )),
+            (LoadFormat::Auto, "json") => Err(LoadError::malformed(
+                path,
+                "describes a model: give the folder that also holds its weights",
+            )),
+            _ => Ok(path.to_path_buf()),
+        };
+    }
+    let config = path.join("config.json");
+    if config.is_file() && format != LoadFormat::Gguf {
+        return Ok(config);
+    }
+    let entries = path.read_dir().map_err(|error| LoadError::io(path, &error))?;
+    let mut gguf: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+        .collect();
+    match (gguf.pop(), gguf.is_empty(), format) {
+        (Some(file), true, LoadFormat::Auto | LoadFormat::Gguf | LoadFormat::Dummy { .. }) => Ok(file),
+        (Some(_), false, _) => Err(LoadError::malformed(path, "holds several GGUF files: name one of them")),
+        _ => Err(LoadError::malformed(path, "holds no config.json and no GGUF file")),
+    }
+}
+
+fn read_config(path: &Path) -> Result<ModelConfig, LoadError> {
+    let text = std::fs::read_to_string(path).map_err(|error| LoadError::io(path, &error))?;
+    ModelConfig::from_json(path, &text)
+}
+
+/// Opens the safetensors files beside a `config.json`.
+fn open_safetensors(config_path: &Path) -> Result<Weights, LoadError> {
+    let config = read_config(config_path)?;
+    let folder = config_path.parent().unwrap_or(Path::new("."));
+    let index_path = folder.join("model.safetensors.index.json");
+    let (names, index) = match index_path.is_file() {
+        true => read_index(&index_path)?,
+        false => (vec!["model.safetensors".to_string()], BTreeMap::new()),
+    };
+    let mut files = Vec::with_capacity(names.len());
+    let mut inventory = Inventory::default();
+    for (number, name) in names.iter().enumerate() {
+        let file = MappedFile::open(&folder.join(name))?;
+        safetensors::read_header(&file, number, &mut inventory)?;
+        files.push(file);
+    }
+    for (tensor, file) in &index {
+        match inventory.get(tensor) {
+            Some(stored) if names[stored.file] == *file => {}
+            _ => {
+                return Err(LoadError::tensor(
+                    &folder.join(file),
+                    tensor,
+                    "is missing, although the index names it",
+                ));
+            }
+        }
+    }
+    let stored = {
+        let paths: Vec<&Path> = files.iter().map(|file| file.path.as_path()).collect();
+        let tied = config.tie_word_embeddings;
+        let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied && name == OUTPUT_MATRIX);
+        inventory.matched(&paths, &architectures::tensors(&config), str::to_string, harmless)?
+    };
+    Ok(Weights::assembled(config, folder, Source::Files { files, stored }))
+}
+
+/// `model.safetensors.index.json`: the files, each once and in order, and which tensor lies in which.
+fn read_index(path: &Path) -> Result<(Vec<String>, BTreeMap<String, String>), LoadError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| LoadError::io(path, &error))?;
+    let index: Index =
+        serde_json::from_str(&text).map_err(|error| LoadError::malformed(path, error.to_string()))?;
+    let mut names: Vec<String> = index.weight_map.values().cloned().collect();
+    names.sort();
+    names.dedup();
+    // A name from the internet must not lead out of the folder.
+    match names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.') || name.is_empty()) {
+        Some(name) => Err(LoadError::malformed(path, format!("names the file {}", printable(name)))),
+        None if names.is_empty() => Err(LoadError::malformed(path, "names no file")),
+        None => Ok((names, index.weight_map)),
+    }
+}
+
+fn open_gguf(path: &Path) -> Result<Weights, LoadError> {
+    let file = MappedFile::open(path)?;
+    let (mut metadata, inventory) = gguf::read_header(&file)?;
+    let vocabulary = GgufVocabulary::take(path, &mut metadata)?;
+    let fields = Fields { file: path, values: &metadata.scalars };
+    if let Some(2..) = fields.present("split.count").and_then(Value::as_u64) {
+        return Err(
+            fields.error("split.count", "is one part of several: merge them with llama-gguf-split first")
+        );
+    }
+    let Some(embedding) = inventory.get(architectures::GGUF_EMBEDDING) else {
+        return Err(LoadError::tensor(path, architectures::GGUF_EMBEDDING, "is missing"));
+    };
+    let tied = !inventory.has(architectures::GGUF_OUTPUT_MATRIX);
+    let config = ModelConfig::from_gguf(&fields, embedding.rows, tied)?;
+    let name = fields.optional_text("general.name")?.map(str::to_string);
+    let needed = architectures::tensors(&config);
+    let harmless = |name: &str| name == "rope_freqs.weight";
+    let stored = inventory.matched(&[path], &needed, architectures::gguf_name, harmless)?;
+    let weights = Weights::assembled(config, path, Source::Files { files: vec![file], stored });
+    Ok(Weights { vocabulary, name, ..weights })
+}
