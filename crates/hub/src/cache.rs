@@ -1,0 +1,82 @@
+//! The folder where fetched models live, in the layout that Hugging Face's own tools read and write:
+//! `models--owner--name/{blobs/SUM, snapshots/COMMIT/FILE -> ../../blobs/SUM, refs/REVISION}`.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use crate::HubError;
+use crate::transfer::Sum;
+
+/// One repository's part of the cache.
+pub(crate) struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    pub(crate) fn new(root: &Path, repository: &str) -> Self {
+        Self { folder: root.join(format!("models--{}", repository.replace('/', "--"))) }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where a file with this sum lies once it is complete.
+    pub(crate) fn blob(&self, sum: &Sum) -> PathBuf {
+        self.folder.join("blobs").join(sum.hex())
+    }
+
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// The snapshot that a branch or tag pointed to when it was last fetched; a commit names its own.
+    pub(crate) fn referenced_snapshot(&self, revision: &str) -> Option<PathBuf> {
+        let commit = match fs::read_to_string(self.folder.join("refs").join(revision)) {
+            Ok(commit) => commit.trim().to_owned(),
+            Err(_) => revision.to_owned(),
+        };
+        let snapshot = self.snapshot(&commit);
+        snapshot.is_dir().then_some(snapshot)
+    }
+
+    pub(crate) fn set_reference(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        let path = self.folder.join("refs").join(safe(revision)?);
+        write(&path, commit)
+    }
+
+    /// Lets `name` of a snapshot point to a blob.
+    pub(crate) fn link(&self, commit: &str, name: &str, blob: &Path) -> Result<(), HubError> {
+        let path = self.snapshot(&safe(commit)?.to_string_lossy()).join(safe(name)?);
+        let folder = path.parent().expect("a file in a snapshot has a folder");
+        fs::create_dir_all(folder).map_err(HubError::disk(folder))?;
+        if path.exists() {
+            return Ok(());
+        }
+        // A dangling link of an interrupted run is in the way of a new one.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(HubError::disk(&path)(error));
+            }
+            _ => {}
+        }
+        std::os::unix::fs::symlink(blob, &path).map_err(HubError::disk(&path))
+    }
+}
+
+/// A name from a hub's answer may not lead out of the cache.
+fn safe(name: &str) -> Result<&Path, HubError> {
+    let path = Path::new(name);
+    match path.components().all(|part| matches!(part, Component::Normal(_))) {
+        true => Ok(path),
+        false => {
+            Err(HubError::Transfer(format!("the hub names a file {name:?}, which leads out of the cache")))
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), HubError> {
+    let folder = path.parent().expect("a reference has a folder");
+    fs::create_dir_all(folder).map_err(HubError::disk(folder))?;
+    fs::write(path, text).map_err(HubError::disk(path))
+}
