@@ -1,0 +1,245 @@
+//! An executor whose ranks are threads of this process.
+
+use std::any::Any;
+use std::fmt::{self, Display};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use phalanx_device::Collective;
+use phalanx_device::collective::alone::Alone;
+use phalanx_device::collective::threads::{AbortHandle, ThreadGroup, group};
+use phalanx_model::Place;
+use phalanx_scheduler::step::{Executor, ExecutorError, Step, StepOutput};
+
+use crate::rank::Rank;
+
+/// The ranks of one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// Ranks that share each layer.
+    pub tensor_size: usize,
+    /// Spans of layers.
+    pub num_stages: usize,
+    /// How long a rank waits for another before it calls it lost.
+    pub deadline: Duration,
+}
+
+/// What a rank is built from, besides weights: its place, and its ends of the groups it belongs to.
+pub struct Seat {
+    /// Where it stands.
+    pub place: Place,
+    /// The ranks that share its layers.
+    pub tensor_group: Box<dyn Collective>,
+    /// The ranks of the same tensor rank, one a stage.
+    pub stage_group: Box<dyn Collective>,
+}
+
+/// Why there is no executor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(pub String);
+
+/// What ranks report.
+enum Report {
+    /// It is loaded.
+    Ready,
+    /// The rank that samples has carried out a step.
+    Output(StepOutput),
+    /// It is lost; the text names it.
+    Lost(String),
+}
+
+/// Carries out Steps on one thread a rank.
+///
+/// Each rank takes Steps from a channel of its own and goes through them at its own pace; what a rank needs of others
+/// it waits for inside the collectives. So with S stages and S steps in flight each stage works on a step of its own.
+pub struct LocalExecutor {
+    ranks: Vec<RankThread>,
+    reports: Receiver<Report>,
+    groups: Arc<[AbortHandle]>,
+    depth: usize,
+    lost: Option<ExecutorError>,
+}
+
+struct RankThread {
+    /// Taken when the rank shall end.
+    steps: Option<Sender<Arc<Step>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a rank's thread reports with.
+struct Line {
+    place: Place,
+    reports: Sender<Report>,
+    groups: Arc<[AbortHandle]>,
+}
+
+impl LocalExecutor {
+    /// Starts a thread for each rank of `mesh`, on which `build` makes the rank, all at the same time.
+    ///
+    /// # Errors
+    /// A rank could not be built: names it and says why. Then all threads have ended.
+    pub fn start<E: Display>(
+        mesh: Mesh,
+        build: impl Fn(Seat) -> Result<Rank, E> + Send + Sync + 'static,
+    ) -> Result<Self, StartError> {
+        let (seats, groups) = seats(mesh);
+        let build = Arc::new(build);
+        let (sender, reports) = mpsc::channel();
+        let mut executor = Self { ranks: Vec::new(), reports, groups, depth: mesh.num_stages, lost: None };
+        for seat in seats {
+            let place = seat.place;
+            let line = Line { place, reports: sender.clone(), groups: Arc::clone(&executor.groups) };
+            let (steps, received) = mpsc::channel();
+            let build = Arc::clone(&build);
+            // Fifteen bytes are what the system keeps of a thread's name.
+            let name = format!("rank s{} t{}", place.stage, place.tensor_rank);
+            let thread = std::thread::Builder::new()
+                .name(name)
+                .spawn(move || line.live(seat, &*build, &received))
+                .map_err(|error| StartError(format!("a rank's thread could not be started: {error}")))?;
+            executor.ranks.push(RankThread { steps: Some(steps), thread: Some(thread) });
+        }
+        for _ in 0..executor.ranks.len() {
+            match executor.reports.recv().expect("a thread reports before it ends") {
+                Report::Ready => {}
+                Report::Lost(cause) => return Err(StartError(cause)),
+                Report::Output(_) => unreachable!("no step was submitted yet"),
+            }
+        }
+        Ok(executor)
+    }
+}
+
+impl Executor for LocalExecutor {
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn submit(&mut self, step: Arc<Step>) {
+        for rank in &self.ranks {
+            let steps = rank.steps.as_ref().expect("only drop takes it");
+            // A rank that is lost has reported it, and `wait` will say so.
+            let _lost = steps.send(Arc::clone(&step));
+        }
+    }
+
+    fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone());
+        }
+        let cause = match self.reports.recv() {
+            Ok(Report::Output(output)) => return Ok(output),
+            Ok(Report::Lost(cause)) => cause,
+            Ok(Report::Ready) => unreachable!("every rank was ready before the first step"),
+            Err(_) => "every rank has ended".to_owned(),
+        };
+        let lost = ExecutorError(cause);
+        self.lost = Some(lost.clone());
+        Err(lost)
+    }
+}
+
+impl Drop for LocalExecutor {
+    fn drop(&mut self) {
+        for rank in &mut self.ranks {
+            rank.steps = None;
+        }
+        for rank in &mut self.ranks {
+            if let Some(thread) = rank.thread.take() {
+                // Panics are caught on the thread itself.
+                let _ended = thread.join();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for LocalExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LocalExecutor({} ranks, {} stages)", self.ranks.len(), self.depth)
+    }
+}
+
+impl Line {
+    /// A rank's whole life.
+    fn live<E: Display>(
+        self,
+        seat: Seat,
+        build: &(impl Fn(Seat) -> Result<Rank, E> + Send + Sync),
+        steps: &Receiver<Arc<Step>>,
+    ) {
+        let mut rank = match catch_unwind(AssertUnwindSafe(|| build(seat))) {
+            Ok(Ok(rank)) => rank,
+            Ok(Err(error)) => return self.lost(&error.to_string()),
+            Err(panic) => return self.lost(&panic_text(&*panic)),
+        };
+        self.report(Report::Ready);
+        while let Ok(step) = steps.recv() {
+            // The rank outlives a panic's unwinding, so the others hear of the cause before they miss this one.
+            match catch_unwind(AssertUnwindSafe(|| rank.apply(&step))) {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(output))) => self.report(Report::Output(output)),
+                Ok(Err(fault)) => return self.lost(&fault.to_string()),
+                Err(panic) => return self.lost(&panic_text(&*panic)),
+            }
+        }
+    }
+
+    /// Reports the end of this rank, then releases the others from waiting for it.
+    fn lost(&self, cause: &str) {
+        let place = self.place;
+        let cause = match (place.num_stages, place.tensor_size) {
+            (1, 1) => cause.to_owned(),
+            _ => format!("rank (stage {}, tensor rank {}): {cause}", place.stage, place.tensor_rank),
+        };
+        self.report(Report::Lost(cause.clone()));
+        for group in &*self.groups {
+            group.abort(&cause);
+        }
+    }
+
+    fn report(&self, report: Report) {
+        // The executor may be gone: it is being dropped, and nobody wants to know.
+        let _gone = self.reports.send(report);
+    }
+}
+
+/// Every rank's seat, stage after stage, and what ends the groups' waits.
+fn seats(mesh: Mesh) -> (Vec<Seat>, Arc<[AbortHandle]>) {
+    let Mesh { tensor_size, num_stages, deadline } = mesh;
+    assert!(0 < tensor_size && 0 < num_stages, "a mesh has a rank");
+    let groups = |count: usize, size: usize| -> Vec<_> {
+        (0..count).map(|_| group(size, deadline).into_iter()).collect()
+    };
+    let mut tensor_groups = groups(num_stages, tensor_size);
+    let mut stage_groups = groups(tensor_size, num_stages);
+    let mut aborts = Vec::new();
+    let mut seats = Vec::new();
+    for place in Place::all(tensor_size, num_stages) {
+        let mut end = |ends: &mut std::vec::IntoIter<ThreadGroup>| -> Box<dyn Collective> {
+            let end = ends.next().expect("a group has an end for each of its ranks");
+            if end.size() == 1 {
+                return Box::new(Alone);
+            }
+            aborts.push(end.abort_handle());
+            Box::new(end)
+        };
+        let tensor_group = end(&mut tensor_groups[place.stage]);
+        let stage_group = end(&mut stage_groups[place.tensor_rank]);
+        seats.push(Seat { place, tensor_group, stage_group });
+    }
+    (seats, aborts.into())
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text.as_str(),
+        _ => "no reason given",
+    };
+    format!("panicked: {text}")
+}

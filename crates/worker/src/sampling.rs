@@ -1,0 +1,238 @@
+//! What sampling must know of each sequence, on the one rank that samples.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use phalanx_device::sampling::SeenToken;
+use phalanx_device::{SampleRow, SampledRow};
+use phalanx_scheduler::step::{
+    Chunk, Sampled, SampledToken, SamplingParams, SequenceFault, SequenceId, Started, Step, TokenId,
+    TokenLogprobs,
+};
+
+/// The sampling state of every sequence that is not finished.
+#[derive(Debug, Default)]
+pub(crate) struct Sampler {
+    sequences: HashMap<SequenceId, SequenceState>,
+}
+
+#[derive(Debug)]
+struct SequenceState {
+    params: Arc<SamplingParams>,
+    prompt_len: usize,
+    /// How many tokens it has sampled.
+    num_sampled: usize,
+    last_sampled: Option<TokenId>,
+    /// Only kept when a penalty is on.
+    seen: Option<Seen>,
+}
+
+/// The tokens that occurred in a sequence, each once, in the order of their first occurrence.
+#[derive(Debug, Default)]
+struct Seen {
+    tokens: Vec<SeenToken>,
+    places: HashMap<TokenId, usize>,
+}
+
+impl Seen {
+    fn add(&mut self, token: TokenId, output_count: u32) {
+        let place = *self.places.entry(token).or_insert_with(|| {
+            self.tokens.push(SeenToken { token, output_count: 0 });
+            self.tokens.len() - 1
+        });
+        self.tokens[place].output_count += output_count;
+    }
+}
+
+impl SequenceState {
+    fn new(started: &Started) -> Self {
+        let params = &started.sampling;
+        let penalised = params.repetition_penalty != 1.0
+            || params.presence_penalty != 0.0
+            || params.frequency_penalty != 0.0;
+        let seen = penalised.then(|| {
+            let mut seen = Seen::default();
+            for token in started.prompt.iter() {
+                seen.add(*token, 0);
+            }
+            seen
+        });
+        Self {
+            params: Arc::clone(params),
+            prompt_len: started.prompt.len(),
+            num_sampled: 0,
+            last_sampled: None,
+            seen,
+        }
+    }
+
+    fn row(&self) -> SampleRow {
+        let params = &*self.params;
+        let mut edits = params.logit_bias.clone();
+        if self.num_sampled < params.min_tokens {
+            edits.extend(params.suppressed_until_min.iter().map(|token| (*token, f32::NEG_INFINITY)));
+        }
+        SampleRow {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            seen: self.seen.as_ref().map_or_else(Vec::new, |seen| seen.tokens.clone()),
+            edits,
+            seed: params.seed,
+            position: self.num_sampled as u64,
+            logprobs: params.logprobs,
+        }
+    }
+
+    fn take(&mut self, row: SampledRow) -> Result<SampledToken, SequenceFault> {
+        if !row.finite {
+            return Err(SequenceFault::NonFiniteLogits);
+        }
+        self.num_sampled += 1;
+        self.last_sampled = Some(row.token);
+        if let Some(seen) = &mut self.seen {
+            seen.add(row.token, 1);
+        }
+        let logprobs = self.params.logprobs.map(|_| TokenLogprobs { chosen: row.logprob, top: row.top });
+        Ok(SampledToken { token: row.token, logprobs })
+    }
+}
+
+impl Sampler {
+    /// Hears of the step's new sequences.
+    pub(crate) fn start(&mut self, step: &Step) {
+        for started in &step.started {
+            self.sequences.insert(started.sequence, SequenceState::new(started));
+        }
+    }
+
+    /// A row for each of the step's chunks that samples.
+    pub(crate) fn rows(&self, step: &Step) -> Vec<SampleRow> {
+        sampling_chunks(step)
+            .map(|chunk| {
+                let state = self.state(chunk.sequence);
+                assert!(
+                    chunk.start + chunk.len() == state.prompt_len + state.num_sampled,
+                    "a sequence samples behind the last of its tokens"
+                );
+                state.row()
+            })
+            .collect()
+    }
+
+    /// Takes in what came of those rows.
+    pub(crate) fn take(&mut self, step: &Step, rows: Vec<SampledRow>) -> Vec<Sampled> {
+        assert!(rows.len() == sampling_chunks(step).count(), "a result for each sampled row");
+        let take = |(chunk, row): (&Chunk, SampledRow)| {
+            let state = self.sequences.get_mut(&chunk.sequence).expect("a sequence starts before it samples");
+            Sampled { sequence: chunk.sequence, outcome: state.take(row) }
+        };
+        sampling_chunks(step).zip(rows).map(take).collect()
+    }
+
+    /// Forgets the step's finished sequences. Some may never have started.
+    pub(crate) fn finish(&mut self, step: &Step) {
+        for sequence in &step.finished {
+            self.sequences.remove(sequence);
+        }
+    }
+
+    /// The token that a sequence sampled last.
+    pub(crate) fn last_sampled(&self, sequence: SequenceId) -> TokenId {
+        self.state(sequence)
+            .last_sampled
+            .expect("a sequence that goes on from its last token has sampled one")
+    }
+
+    fn state(&self, sequence: SequenceId) -> &SequenceState {
+        self.sequences.get(&sequence).expect("a sequence starts before it computes")
+    }
+}
+
+fn sampling_chunks(step: &Step) -> impl Iterator<Item = &Chunk> {
+    step.chunks.iter().filter(|chunk| chunk.sample)
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_scheduler::step::{BlockId, ChunkTokens};
+
+    use super::*;
+
+    const SEQUENCE: SequenceId = SequenceId(3);
+
+    /// A step whose one chunk samples behind `len` tokens.
+    fn step(len: usize, started: Vec<Started>) -> Step {
+        let tokens = ChunkTokens::Given(vec![0; len]);
+        let chunk = Chunk { sequence: SEQUENCE, start: 0, tokens, blocks: vec![BlockId(0)], sample: true };
+        Step { started, chunks: vec![chunk], ..Step::default() }
+    }
+
+    fn started(sampling: SamplingParams) -> Vec<Started> {
+        vec![Started { sequence: SEQUENCE, prompt: [5, 6, 5].into(), sampling: Arc::new(sampling) }]
+    }
+
+    fn sampled(token: u32, finite: bool) -> SampledRow {
+        SampledRow { token, finite, logprob: -1.5, top: vec![(token, -1.5)] }
+    }
+
+    fn seen(row: &SampleRow) -> Vec<(u32, u32)> {
+        row.seen.iter().map(|seen| (seen.token, seen.output_count)).collect()
+    }
+
+    #[test]
+    fn penalties_count_prompt_and_output() {
+        let mut sampler = Sampler::default();
+        let first = step(3, started(SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() }));
+        sampler.start(&first);
+        assert_eq!(seen(&sampler.rows(&first)[0]), [(5, 0), (6, 0)]);
+        sampler.take(&first, vec![sampled(6, true)]);
+        let second = step(4, Vec::new());
+        sampler.take(&second, vec![sampled(9, true)]);
+        let third = step(5, Vec::new());
+        let row = &sampler.rows(&third)[0];
+        assert_eq!(seen(row), [(5, 0), (6, 1), (9, 1)]);
+        assert_eq!((row.position, sampler.last_sampled(SEQUENCE)), (2, 9));
+    }
+
+    #[test]
+    fn without_penalties_nothing_is_counted() {
+        let mut sampler = Sampler::default();
+        let first = step(3, started(SamplingParams::default()));
+        sampler.start(&first);
+        assert_eq!(seen(&sampler.rows(&first)[0]), []);
+    }
+
+    #[test]
+    fn end_tokens_are_suppressed_until_enough_tokens_are_out() {
+        let sampling = SamplingParams {
+            logit_bias: vec![(1, 2.0)],
+            suppressed_until_min: vec![7],
+            min_tokens: 1,
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::default();
+        let first = step(3, started(sampling));
+        sampler.start(&first);
+        assert_eq!(sampler.rows(&first)[0].edits, [(1, 2.0), (7, f32::NEG_INFINITY)]);
+        sampler.take(&first, vec![sampled(2, true)]);
+        assert_eq!(sampler.rows(&step(4, Vec::new()))[0].edits, [(1, 2.0)]);
+    }
+
+    #[test]
+    fn a_fault_is_one_sequences_and_logprobs_come_when_asked_for() {
+        let mut sampler = Sampler::default();
+        let first = step(3, started(SamplingParams { logprobs: Some(1), ..SamplingParams::default() }));
+        sampler.start(&first);
+        let outcome = |sampler: &mut Sampler, row| sampler.take(&first, vec![row]).remove(0).outcome;
+        assert_eq!(outcome(&mut sampler, sampled(2, false)), Err(SequenceFault::NonFiniteLogits));
+        let logprobs = Some(TokenLogprobs { chosen: -1.5, top: vec![(2, -1.5)] });
+        assert_eq!(outcome(&mut sampler, sampled(2, true)), Ok(SampledToken { token: 2, logprobs }));
+        sampler.finish(&Step { finished: vec![SEQUENCE, SequenceId(99)], ..Step::default() });
+        assert!(sampler.sequences.is_empty());
+    }
+}

@@ -1,0 +1,162 @@
+//! A tiny Qwen2 with 28 query and 4 KV heads, on as many ranks as wanted, driven by a real scheduler.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_device::cpu::Cpu;
+use phalanx_device::{DType, Device};
+use phalanx_model::{Limits, LoadOptions, Model, ModelConfig, WeightType, Weights};
+use phalanx_scheduler::step::{Executor, SamplingParams, SequenceId, TokenId};
+use phalanx_scheduler::{Scheduler, SchedulerConfig, Stats, Submission};
+use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, Seat, StartError};
+
+/// Tokens that exist; the model's matrices have twenty rows more.
+pub(crate) const VOCAB: usize = 300;
+const MAX_MODEL_LEN: usize = 96;
+
+const CONFIG: &str = r#"{
+    "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "float32", "hidden_act": "silu",
+    "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 28, "num_key_value_heads": 4, "head_dim": 16,
+    "intermediate_size": 256, "vocab_size": 320, "tie_word_embeddings": true, "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0, "max_position_embeddings": 96
+}"#;
+
+pub(crate) fn mesh(tensor_size: usize, num_stages: usize) -> Mesh {
+    // Far longer than any test: whoever waits for it hangs, and is noticed.
+    Mesh { tensor_size, num_stages, deadline: Duration::from_secs(3600) }
+}
+
+pub(crate) fn weights() -> Arc<Weights> {
+    let config =
+        ModelConfig::from_json(Path::new("config.json"), CONFIG).expect("the configuration is sound");
+    Arc::new(Weights::dummy(config, 28))
+}
+
+/// Builds one rank, with a pool of `num_blocks` blocks of `block_size` tokens.
+pub(crate) fn rank(
+    weights: &Weights,
+    seat: Seat,
+    num_blocks: usize,
+    block_size: usize,
+) -> Result<Rank, String> {
+    let backend = Cpu::new(1).map_err(|error| error.to_string())?;
+    let device = Device::new(Box::new(backend), seat.tensor_group, seat.stage_group);
+    let limits = Limits { max_tokens: 128, max_samples: 32, max_model_len: MAX_MODEL_LEN };
+    let options = LoadOptions { place: seat.place, limits, weight_type: WeightType::AsStored };
+    let model = Model::load(&device, weights, weights.config(), &options, &|_| {});
+    let model = model.map_err(|error| error.to_string())?;
+    let kv_cache = KvCacheSpec { dtype: DType::F32, num_blocks, block_size };
+    Rank::new(device, model, kv_cache, limits, VOCAB).map_err(|error| error.to_string())
+}
+
+pub(crate) fn executor(
+    weights: &Arc<Weights>,
+    mesh: Mesh,
+    config: &SchedulerConfig,
+) -> Result<LocalExecutor, StartError> {
+    let (num_blocks, block_size) = (config.num_blocks, config.block_size);
+    let weights = Arc::clone(weights);
+    LocalExecutor::start(mesh, move |seat| rank(&weights, seat, num_blocks, block_size))
+}
+
+/// Room for everybody, nothing shared.
+pub(crate) fn roomy(num_stages: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        num_blocks: 512,
+        block_size: 4,
+        max_batched_tokens: 128,
+        max_sequences: 32,
+        max_model_len: MAX_MODEL_LEN,
+        prefix_cache: false,
+        overlap: false,
+        stages: num_stages,
+        hash_key: [1; 32],
+    }
+}
+
+/// Prompts in chunks of at most 20 tokens, a pool of one longest sequence, shared prefixes.
+pub(crate) fn cramped(num_stages: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        num_blocks: 24,
+        max_batched_tokens: 20,
+        max_sequences: 10,
+        prefix_cache: true,
+        ..roomy(num_stages)
+    }
+}
+
+/// A prompt and how each of its answers is sampled.
+#[derive(Clone)]
+pub(crate) struct Ask {
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) sampling: Vec<SamplingParams>,
+    pub(crate) max_new_tokens: usize,
+}
+
+impl Ask {
+    pub(crate) fn greedy(prompt: &[TokenId], max_new_tokens: usize) -> Self {
+        let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        Self { prompt: prompt.to_vec(), sampling: vec![sampling], max_new_tokens }
+    }
+}
+
+pub(crate) fn prompt(random: &mut fastrand::Rng, len: usize) -> Vec<TokenId> {
+    (0..len).map(|_| random.u32(..VOCAB as u32)).collect()
+}
+
+/// Every answer of every ask, in order, and what the scheduler did. The later half of the asks comes when the first
+/// answer of the earlier half is complete.
+pub(crate) fn run(
+    executor: &mut LocalExecutor,
+    config: SchedulerConfig,
+    asks: &[Ask],
+) -> (Vec<Vec<Vec<TokenId>>>, Stats) {
+    let mut scheduler = Scheduler::new(config).expect("the configuration is sound");
+    let mut ids = Vec::new();
+    let mut next = 0;
+    let mut submit = |scheduler: &mut Scheduler, ask: &Ask| {
+        let sequences: Vec<SequenceId> = (next..).take(ask.sampling.len()).map(SequenceId).collect();
+        next += ask.sampling.len() as u64;
+        let submission = Submission {
+            sequences: sequences.clone(),
+            prompt: ask.prompt.as_slice().into(),
+            sampling: ask.sampling.iter().cloned().map(Arc::new).collect(),
+            max_new_tokens: ask.max_new_tokens,
+            stop_token_ids: Vec::new(),
+            priority: 0,
+            cache_salt: None,
+        };
+        scheduler.submit(submission).expect("the prompt fits");
+        ids.push(sequences);
+    };
+    let (early, late) = asks.split_at(asks.len().div_ceil(2));
+    early.iter().for_each(|ask| submit(&mut scheduler, ask));
+    let mut late = Some(late);
+    let mut tokens: HashMap<SequenceId, Vec<TokenId>> = HashMap::new();
+    while scheduler.has_work() {
+        while scheduler.steps_in_flight() < executor.depth() {
+            let Some(step) = scheduler.schedule() else { break };
+            executor.submit(Arc::new(step));
+        }
+        for update in scheduler.complete(&executor.wait().expect("no rank is lost")) {
+            tokens.entry(update.sequence).or_default().push(update.token.expect("logits are finite"));
+            if let (Some(_), Some(late)) = (update.finish, update.finish.and_then(|_| late.take())) {
+                late.iter().for_each(|ask| submit(&mut scheduler, ask));
+            }
+        }
+    }
+    let stats = scheduler.stats();
+    assert_eq!((stats.used_blocks, stats.running, stats.waiting), (0, 0, 0));
+    let answers = ids.iter().map(|ids| ids.iter().map(|id| tokens[id].clone()).collect()).collect();
+    (answers, stats)
+}
+
+/// Each ask alone on one rank: what all other ways to compute it must give as well.
+pub(crate) fn alone(weights: &Arc<Weights>, asks: &[Ask]) -> Vec<Vec<Vec<TokenId>>> {
+    let mut executor = executor(weights, mesh(1, 1), &roomy(1)).expect("one rank");
+    let one = |sampling: &SamplingParams, ask: &Ask| Ask { sampling: vec![sampling.clone()], ..ask.clone() };
+    let mut text = |ask: Ask| run(&mut executor, roomy(1), &[ask]).0.remove(0).remove(0);
+    asks.iter().map(|ask| ask.sampling.iter().map(|sampling| text(one(sampling, ask))).collect()).collect()
+}
