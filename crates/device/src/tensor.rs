@@ -19,6 +19,9 @@ pub struct Allocation {
 
 impl Allocation {
     /// Wraps `bytes` of device memory at `address`, which `owner` frees when it is dropped.
+    ///
+    /// Only back ends call this. All views rest on its being true: the memory is aligned to 256 bytes, initialised, that
+    /// long, and of the device on which its tensors are used.
     #[must_use]
     pub fn new(address: usize, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
         Self { address, bytes, _owner: owner }
@@ -58,9 +61,14 @@ impl Arena {
     }
 
     /// Bytes a tensor takes from an arena.
+    ///
+    /// # Panics
+    /// More than there are addresses: the memory safety of views rests on this product.
     #[must_use]
     pub const fn tensor_bytes(dtype: DType, rows: usize, width: usize) -> usize {
-        (rows * width * dtype.bytes()).next_multiple_of(256)
+        let elements = rows.checked_mul(width).expect("a tensor's elements can be counted");
+        let bytes = elements.checked_mul(dtype.bytes()).expect("a tensor's bytes can be counted");
+        bytes.checked_next_multiple_of(256).expect("a tensor's bytes can be counted")
     }
 
     /// The next tensor `[rows, width]`.

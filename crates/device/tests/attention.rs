@@ -293,3 +293,42 @@ fn a_sequence_that_went_wrong_spoils_no_other() {
         assert!(bad[0][5 * width].is_nan(), "rows from it on do");
     }
 }
+
+// A tile of keys and values is brought in whole, also what lies behind some of its rows.
+#[test]
+fn a_position_that_went_wrong_spoils_no_row_before_it() {
+    let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    for (features, dtype) in Features::available()
+        .into_iter()
+        .flat_map(|features| [(features, DType::F32), (features, DType::F16), (features, DType::BF16)])
+    {
+        let device = device(features, 2);
+        let mut random = Random::new(14);
+        let mut world = World::new(&device, &mut random, dtype, QWEN_HALF_B, 16, &[150]);
+        let good = bits(&world.run(&device, &[(0, 0, 150)])[0]);
+        let size = dtype.bytes();
+        let cpu = Cpu::new(1).expect("a thread");
+        for (position, bad) in [149, 90, 64, 63].into_iter().zip(bad.into_iter().cycle()) {
+            let block = world.sequences[0].blocks[position / 16];
+            for tensor in [&mut world.kv.keys, &mut world.kv.values] {
+                let mut bytes = vec![0; tensor.rows() * 64 * size];
+                cpu.read(tensor.view(), &mut bytes);
+                let number = match dtype {
+                    DType::F16 => f16::from_f32(bad).to_ne_bytes().to_vec(),
+                    DType::BF16 => bf16::from_f32(bad).to_ne_bytes().to_vec(),
+                    _ => bad.to_ne_bytes().to_vec(),
+                };
+                for head in 0..2 {
+                    let row = (block * 2 + head) * 16 + position % 16;
+                    bytes[row * 64 * size..(row + 1) * 64 * size].copy_from_slice(&number.repeat(64));
+                }
+                cpu.write(tensor.view_mut(), &bytes);
+            }
+            let found = world.run(&device, &[(0, 0, 150)]).remove(0);
+            let (before, from) = found.split_at(position * 14 * 64);
+            let what = format!("{} {dtype:?} position {position}", features.describe());
+            assert!(bits(before) == good[..before.len()], "{what}: rows before it do not see it");
+            assert!(from.iter().all(|x| !x.is_finite()), "{what}: rows from it on do");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use phalanx_device::Format;
 use serde_json::{Map, Value};
 
 use crate::architectures;
-use crate::error::LoadError;
+use crate::error::{LoadError, printable};
 use crate::fields::Fields;
 use crate::rope::{RopeConfig, Yarn};
 
@@ -41,7 +41,7 @@ pub struct ModelConfig {
     pub num_heads: usize,
     /// Key and value heads; divides `num_heads`.
     pub num_kv_heads: usize,
-    /// Elements of a head; even.
+    /// Elements of a head; a multiple of 16.
     pub head_dim: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
@@ -68,6 +68,9 @@ const MOST_WIDTH: usize = 1 << 20;
 const MOST_VOCAB: usize = 1 << 24;
 const MOST_TOKENS: usize = 1 << 27;
 
+/// Attention reads heads in whole vectors of this many elements.
+const HEAD_UNIT: usize = 16;
+
 /// Qwen2.5 was evaluated with YaRN up to this factor; beyond it answers fall apart without an error.
 const MOST_YARN: usize = 4;
 
@@ -77,8 +80,8 @@ impl ModelConfig {
     /// # Errors
     /// Not JSON, an unknown architecture, a field that is missing or makes no sense.
     pub fn from_json(file: &Path, text: &str) -> Result<Self, LoadError> {
-        let values: Map<String, Value> =
-            serde_json::from_str(text).map_err(|error| LoadError::malformed(file, error.to_string()))?;
+        let values: Map<String, Value> = serde_json::from_str(text)
+            .map_err(|error| LoadError::malformed(file, printable(&error.to_string())))?;
         let fields = Fields { file, values: &values };
         let architecture = architectures::of_hugging_face(&fields)?;
         if fields.switch("use_sliding_window")? {
@@ -184,7 +187,11 @@ impl ModelConfig {
                  (it was trained on {original} tokens, and YaRN stretches that by at most {MOST_YARN})"
             )));
         }
-        config.rope.yarn = Some(Yarn::new(factor as f64, original));
+        config.rope.yarn = Some(match &self.rope.yarn {
+            // What the file says of the ramp stays; its attention factor belongs to its own stretch.
+            Some(yarn) => Yarn { factor: factor as f64, attention_factor: None, ..yarn.clone() },
+            None => Yarn::new(factor as f64, original),
+        });
         let notice = format!(
             "YaRN with factor {factor} is on: --max-model-len {asked} is more than the {} tokens this model was \
              trained on. Answers to short prompts may be slightly worse; leave --max-model-len away to turn it off.",
@@ -229,9 +236,8 @@ impl ModelConfig {
                 format!("is {}, which does not divide the {} query heads", self.num_kv_heads, self.num_heads);
             return Err(fields.error(kv_heads, &what));
         }
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            let what =
-                format!("heads of {} elements cannot be rotated: the number has to be even", self.head_dim);
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(HEAD_UNIT) {
+            let what = format!("is {}, and has to be a multiple of {HEAD_UNIT}", self.head_dim);
             return Err(fields.error(head_dim, &what));
         }
         if MOST_WIDTH < self.q_width() {
@@ -311,7 +317,18 @@ fn rope_of_gguf(fields: &Fields<'_>, prefix: &str) -> Result<(RopeConfig, usize)
         fields.optional_count(&key("rope.scaling.original_context_length"), MOST_TOKENS)?.unwrap_or(longest);
     let factor_key = key("rope.scaling.factor");
     let factor = stretch(fields, &factor_key)?.ok_or_else(|| fields.error(&factor_key, "is missing"))?;
-    let yarn = Yarn::new(factor, original);
+    let mut yarn = Yarn::new(factor, original);
+    let (fast, slow) = (key("rope.scaling.yarn_beta_fast"), key("rope.scaling.yarn_beta_slow"));
+    yarn.beta_fast = fields.optional_positive(&fast)?.unwrap_or(yarn.beta_fast);
+    yarn.beta_slow = fields.optional_positive(&slow)?.unwrap_or(yarn.beta_slow);
+    // These multiply what the paper has; a file may say that they do not.
+    for name in ["attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"] {
+        let key = key(&format!("rope.scaling.{name}"));
+        let neutral = if name == "yarn_log_multiplier" { 0.0 } else { 1.0 };
+        if fields.present(&key).is_some_and(|value| value.as_f64() != Some(neutral)) {
+            return Err(fields.error(&key, "is not supported: no Qwen2 model uses it"));
+        }
+    }
     let trained_len = yarn.stretched_len();
     Ok((RopeConfig { theta, yarn: Some(yarn) }, trained_len))
 }
@@ -385,10 +402,8 @@ mod tests {
                 r#"{"hidden_size": "many"}"#,
                 "hidden_size: is \"many\", and has to be a whole number from 1 to 1048576",
             ),
-            (
-                r#"{"hidden_size": 60}"#,
-                "head_dim: heads of 15 elements cannot be rotated: the number has to be even",
-            ),
+            (r#"{"hidden_size": 60}"#, "head_dim: is 15, and has to be a multiple of 16"),
+            (r#"{"head_dim": 24}"#, "head_dim: is 24, and has to be a multiple of 16"),
             (r#"{"head_dim": 1048576}"#, "num_attention_heads: 4 heads of 1048576 elements are too many"),
             (r#"{"vocab_size": null}"#, "vocab_size: is missing"),
             (
@@ -416,6 +431,35 @@ mod tests {
             r#"{"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}"#;
         let config = read(changes).unwrap();
         assert_eq!((config.trained_len, config.rope.yarn), (512, Some(Yarn::new(4.0, 128))));
+    }
+
+    #[test]
+    fn yarn_in_a_gguf_file_is_read_or_refused() {
+        let read = |key: &str, value: f64| {
+            let mut values = serde_json::json!({
+                "qwen2.context_length": 512, "qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0,
+                "qwen2.rope.scaling.original_context_length": 128
+            });
+            values[format!("qwen2.rope.scaling.{key}")] = Value::from(value);
+            let fields = Fields { file: Path::new("FILE"), values: values.as_object().unwrap() };
+            rope_of_gguf(&fields, "qwen2")
+                .map(|(rope, _)| rope.yarn.unwrap())
+                .map_err(|error| error.to_string())
+        };
+        let default = Yarn::new(4.0, 128);
+        assert_eq!(read("yarn_beta_fast", 16.0), Ok(Yarn { beta_fast: 16.0, ..default }));
+        assert_eq!(read("yarn_beta_slow", 2.0), Ok(Yarn { beta_slow: 2.0, ..default }));
+        for (key, neutral) in [
+            ("attn_factor", 1.0),
+            ("yarn_attn_factor", 1.0),
+            ("yarn_ext_factor", 1.0),
+            ("yarn_log_multiplier", 0.0),
+        ] {
+            assert_eq!(read(key, neutral), Ok(default.clone()));
+            let expected =
+                format!("FILE: qwen2.rope.scaling.{key}: is not supported: no Qwen2 model uses it");
+            assert_eq!(read(key, 0.5), Err(expected));
+        }
     }
 
     #[test]

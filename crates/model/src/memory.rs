@@ -22,6 +22,23 @@ pub struct Limits {
     pub max_model_len: usize,
 }
 
+/// More rows than any step computes, few enough that no tensor's size overflows.
+const MOST_ROWS: usize = 1 << 24;
+
+impl Limits {
+    /// Refuses steps whose tensors would have sizes that do not fit a number.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        let rows = self.max_tokens.max(self.max_samples);
+        match rows <= MOST_ROWS {
+            true => Ok(()),
+            false => Err(LoadError::Layout(format!(
+                "a step of {rows} rows is more than any machine computes: lower --max-num-batched-tokens and \
+                 --max-num-seqs to {MOST_ROWS} or less"
+            ))),
+        }
+    }
+}
+
 /// What a plan is for.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryRequest<'a> {
@@ -101,8 +118,9 @@ pub fn plan(
     place: Place,
     request: &MemoryRequest<'_>,
 ) -> Result<MemoryPlan, LoadError> {
-    let shards = Shards::new(config, place, &request.formats)?;
     let limits = request.limits;
+    limits.check()?;
+    let shards = Shards::new(config, place, &request.formats)?;
     let (num_layers, num_kv_heads, head_dim) = kv_shape(&shards);
     let kv_bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * request.kv_dtype.bytes();
     Ok(MemoryPlan {

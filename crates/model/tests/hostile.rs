@@ -306,6 +306,12 @@ fn safetensors_that_lie() {
     for (changed, what) in changes {
         check_safetensors(entry, changed, &tensor(what));
     }
+    let no_shape = r#"{"dtype":"BF16","data_offsets":[0,2560]}"#;
+    check_safetensors(
+        entry,
+        no_shape,
+        "FILE: the header is not what it should be: tensor model.embed_tokens.weight: missing field `shape` at line 1 column 69",
+    );
     check_safetensors("model.norm.weight", "model.embed_tokens.weight", &tensor("is there twice"));
     check_safetensors("model.norm.weight", "model.nrom.weight", "FILE: tensor model.norm.weight: is missing");
     check_safetensors(
@@ -319,13 +325,55 @@ fn safetensors_that_lie() {
 }
 
 #[test]
-fn an_index_that_leads_out_of_its_folder() {
+fn safetensors_with_strings_of_megabytes_are_refused_on_one_short_line() {
+    let long = "x\\n".repeat(1 << 20);
+    let headers = [
+        format!(r#"{{"a":{{"dtype":"{long}","shape":[1],"data_offsets":[0,4]}}}}"#),
+        format!(r#"{{"a":{{"dtype":"F32","shape":"{long}","data_offsets":[0,4]}}}}"#),
+        format!(r#"{{"{long}":{{"dtype":"F32","shape":[1],"data_offsets":[0,"{long}"]}}}}"#),
+        format!(r#"{{"{long}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#),
+        format!(r#""{long}""#),
+    ];
+    for header in headers {
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend([0; 4]);
+        let error = open_safetensors(&tiny().0, &file).unwrap_err();
+        assert!(error.starts_with("FILE: "), "{error}");
+        assert!(!error.contains('\n') && error.len() < 500, "{} bytes: {error}", error.len());
+    }
+}
+
+#[test]
+fn an_index_that_names_no_file_of_its_folder() {
+    for (named, shown) in
+        [("../../etc/passwd", "../../etc/passwd"), (r"model\n1.safetensors", "model\u{fffd}1.safetensors")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), tiny().0).unwrap();
+        let index = format!(r#"{{"weight_map": {{"model.norm.weight": "{named}"}}}}"#);
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        let error = Weights::open(folder.path(), LoadFormat::Auto).unwrap_err().to_string();
+        let expected = format!("model.safetensors.index.json: names the file {shown}");
+        assert!(error.ends_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn a_gguf_file_beside_a_config_is_what_is_opened() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), tiny().0).unwrap();
-    let index = r#"{"weight_map": {"model.norm.weight": "../../etc/passwd"}}"#;
-    std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
     let error = Weights::open(folder.path(), LoadFormat::Auto).unwrap_err().to_string();
-    assert!(error.ends_with("model.safetensors.index.json: names the file ../../etc/passwd"), "{error}");
+    assert!(error.ends_with("model.safetensors: No such file or directory (os error 2)"), "{error}");
+    let path = folder.path().join("tiny.gguf");
+    std::fs::write(&path, gguf()).unwrap();
+    let opened = |format| Weights::open(folder.path(), format).map(|weights| weights.path().to_path_buf());
+    assert_eq!(opened(LoadFormat::Auto), Ok(path));
+    assert_eq!(opened(LoadFormat::Dummy { seed: 1 }), Ok(folder.path().join("config.json")));
+    assert!(opened(LoadFormat::Safetensors).is_err());
+    // Weights that the configuration belongs to come first.
+    std::fs::write(folder.path().join("model.safetensors"), files::safetensors(&tiny().1, 1)).unwrap();
+    assert_eq!(opened(LoadFormat::Auto), Ok(folder.path().to_path_buf()));
 }
 
 #[test]

@@ -80,13 +80,14 @@ fn blocks_are_cut_without_loss() {
     check(&weights, WeightType::F32, &MESHES, 1e-5);
 }
 
-// The device rounds activations block by block, and a rank's blocks are not the whole model's.
+// The device rounds activations to 16 bits block by block, and a rank's blocks are not the whole model's: measured, the
+// largest difference is 9e-5.
 #[test]
 fn quantised_weights_over_ranks_and_stages() {
     let (_folder, weights) = quantised(|_| Format::Q4K, 2);
-    check(&weights, WeightType::AsStored, &MESHES, 3e-2);
+    check(&weights, WeightType::AsStored, &MESHES, 3e-4);
     let (_folder, weights) = quantised(|_| Format::Q8_0, 3);
-    check(&weights, WeightType::AsStored, &MESHES, 3e-2);
+    check(&weights, WeightType::AsStored, &MESHES, 3e-4);
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn formats_may_differ_inside_a_layer_and_between_layers() {
     };
     let (_folder, weights) = quantised(mixed, 4);
     check(&weights, WeightType::F32, &[(3, 1), (8, 1), (2, 2)], 1e-5);
-    check(&weights, WeightType::AsStored, &[(3, 1), (8, 1), (2, 2)], 3e-2);
+    check(&weights, WeightType::AsStored, &[(3, 1), (8, 1), (2, 2)], 3e-4);
 }
 
 #[test]

@@ -108,8 +108,10 @@ impl Rank {
         let ids = self.ids.view().slice_rows(0..tokens);
         let cx = Forward { device: &self.device, plan: &plan, ids };
         let logits = self.model.forward(&cx, &mut self.kv);
-        if let (Some(sampler), Some(logits)) = (&self.sampler, logits) {
-            self.device.sample(logits, self.vocab_size, &sampler.rows(step));
+        if let (Some(sampler), Some(logits)) = (&mut self.sampler, logits) {
+            let rows = sampler.rows(step);
+            self.device.sample(logits, self.vocab_size, &rows);
+            sampler.give_back(step, rows);
         }
     }
 

@@ -25,6 +25,8 @@ struct SequenceState {
     last_sampled: Option<TokenId>,
     /// Only kept when a penalty is on.
     seen: Option<Seen>,
+    /// What is added to logits now: the bias, then the tokens that are suppressed until enough are sampled.
+    edits: Vec<(TokenId, f32)>,
 }
 
 /// The tokens that occurred in a sequence, each once, in the order of their first occurrence.
@@ -57,20 +59,22 @@ impl SequenceState {
             }
             seen
         });
+        let suppressed = params.suppressed_until_min.iter().map(|token| (*token, f32::NEG_INFINITY));
         Self {
             params: Arc::clone(params),
             prompt_len: started.prompt.len(),
             num_sampled: 0,
             last_sampled: None,
             seen,
+            edits: params.logit_bias.iter().copied().chain(suppressed).collect(),
         }
     }
 
-    fn row(&self) -> SampleRow {
+    /// Lends its lists to the row: they are as long as the context, and copying them each step would show.
+    fn row(&mut self) -> SampleRow {
         let params = &*self.params;
-        let mut edits = params.logit_bias.clone();
-        if self.num_sampled < params.min_tokens {
-            edits.extend(params.suppressed_until_min.iter().map(|token| (*token, f32::NEG_INFINITY)));
+        if params.min_tokens <= self.num_sampled {
+            self.edits.truncate(params.logit_bias.len());
         }
         SampleRow {
             temperature: params.temperature,
@@ -80,12 +84,20 @@ impl SequenceState {
             repetition_penalty: params.repetition_penalty,
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
-            seen: self.seen.as_ref().map_or_else(Vec::new, |seen| seen.tokens.clone()),
-            edits,
+            seen: self.seen.as_mut().map_or_else(Vec::new, |seen| std::mem::take(&mut seen.tokens)),
+            edits: std::mem::take(&mut self.edits),
             seed: params.seed,
             position: self.num_sampled as u64,
             logprobs: params.logprobs,
         }
+    }
+
+    /// Takes back what [`Self::row`] lent.
+    fn give_back(&mut self, row: SampleRow) {
+        if let Some(seen) = &mut self.seen {
+            seen.tokens = row.seen;
+        }
+        self.edits = row.edits;
     }
 
     fn take(&mut self, row: SampledRow) -> Result<SampledToken, SequenceFault> {
@@ -110,11 +122,11 @@ impl Sampler {
         }
     }
 
-    /// A row for each of the step's chunks that samples.
-    pub(crate) fn rows(&self, step: &Step) -> Vec<SampleRow> {
+    /// A row for each of the step's chunks that samples, on loan: [`Self::give_back`] wants them before [`Self::take`].
+    pub(crate) fn rows(&mut self, step: &Step) -> Vec<SampleRow> {
         sampling_chunks(step)
             .map(|chunk| {
-                let state = self.state(chunk.sequence);
+                let state = self.state_mut(chunk.sequence);
                 assert!(
                     chunk.start + chunk.len() == state.prompt_len + state.num_sampled,
                     "a sequence samples behind the last of its tokens"
@@ -124,12 +136,19 @@ impl Sampler {
             .collect()
     }
 
+    /// Takes the step's rows back.
+    pub(crate) fn give_back(&mut self, step: &Step, rows: Vec<SampleRow>) {
+        for (chunk, row) in sampling_chunks(step).zip(rows) {
+            self.state_mut(chunk.sequence).give_back(row);
+        }
+    }
+
     /// Takes in what came of those rows.
     pub(crate) fn take(&mut self, step: &Step, rows: Vec<SampledRow>) -> Vec<Sampled> {
         assert!(rows.len() == sampling_chunks(step).count(), "a result for each sampled row");
-        let take = |(chunk, row): (&Chunk, SampledRow)| {
-            let state = self.sequences.get_mut(&chunk.sequence).expect("a sequence starts before it samples");
-            Sampled { sequence: chunk.sequence, outcome: state.take(row) }
+        let take = |(chunk, row): (&Chunk, SampledRow)| Sampled {
+            sequence: chunk.sequence,
+            outcome: self.state_mut(chunk.sequence).take(row),
         };
         sampling_chunks(step).zip(rows).map(take).collect()
     }
@@ -150,6 +169,10 @@ impl Sampler {
 
     fn state(&self, sequence: SequenceId) -> &SequenceState {
         self.sequences.get(&sequence).expect("a sequence starts before it computes")
+    }
+
+    fn state_mut(&mut self, sequence: SequenceId) -> &mut SequenceState {
+        self.sequences.get_mut(&sequence).expect("a sequence starts before it computes")
     }
 }
 
@@ -180,6 +203,14 @@ mod tests {
         SampledRow { token, finite, logprob: -1.5, top: vec![(token, -1.5)] }
     }
 
+    /// The only row of a step, lent and given back.
+    fn row(sampler: &mut Sampler, step: &Step) -> SampleRow {
+        let rows = sampler.rows(step);
+        let row = rows[0].clone();
+        sampler.give_back(step, rows);
+        row
+    }
+
     fn seen(row: &SampleRow) -> Vec<(u32, u32)> {
         row.seen.iter().map(|seen| (seen.token, seen.output_count)).collect()
     }
@@ -189,13 +220,14 @@ mod tests {
         let mut sampler = Sampler::default();
         let first = step(3, started(SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() }));
         sampler.start(&first);
-        assert_eq!(seen(&sampler.rows(&first)[0]), [(5, 0), (6, 0)]);
+        assert_eq!(seen(&row(&mut sampler, &first)), [(5, 0), (6, 0)]);
         sampler.take(&first, vec![sampled(6, true)]);
         let second = step(4, Vec::new());
+        assert_eq!(seen(&row(&mut sampler, &second)), [(5, 0), (6, 1)]);
         sampler.take(&second, vec![sampled(9, true)]);
         let third = step(5, Vec::new());
-        let row = &sampler.rows(&third)[0];
-        assert_eq!(seen(row), [(5, 0), (6, 1), (9, 1)]);
+        let row = row(&mut sampler, &third);
+        assert_eq!(seen(&row), [(5, 0), (6, 1), (9, 1)]);
         assert_eq!((row.position, sampler.last_sampled(SEQUENCE)), (2, 9));
     }
 
@@ -204,7 +236,7 @@ mod tests {
         let mut sampler = Sampler::default();
         let first = step(3, started(SamplingParams::default()));
         sampler.start(&first);
-        assert_eq!(seen(&sampler.rows(&first)[0]), []);
+        assert_eq!(seen(&row(&mut sampler, &first)), []);
     }
 
     #[test]
@@ -218,9 +250,9 @@ mod tests {
         let mut sampler = Sampler::default();
         let first = step(3, started(sampling));
         sampler.start(&first);
-        assert_eq!(sampler.rows(&first)[0].edits, [(1, 2.0), (7, f32::NEG_INFINITY)]);
+        assert_eq!(row(&mut sampler, &first).edits, [(1, 2.0), (7, f32::NEG_INFINITY)]);
         sampler.take(&first, vec![sampled(2, true)]);
-        assert_eq!(sampler.rows(&step(4, Vec::new()))[0].edits, [(1, 2.0)]);
+        assert_eq!(row(&mut sampler, &step(4, Vec::new())).edits, [(1, 2.0)]);
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! A group of one rank: sums and gathers are what it has already.
+//! A group of one rank: sums are what it has already.
 
 use super::Collective;
 use crate::DeviceError;
-use crate::cpu::views::{Rows, RowsMut};
 use crate::tensor::{View, ViewMut};
 
 /// The only rank of its group.
@@ -20,12 +19,9 @@ impl Collective for Alone {
 
     fn all_reduce(&self, _: ViewMut<'_>) {}
 
-    /// Copies; both views are the host's memory.
-    fn gather_columns(&self, out: ViewMut<'_>, x: View<'_>) {
-        let (mut out, x) = (RowsMut::bytes(out), Rows::bytes(x));
-        for row in 0..x.rows() {
-            out.row(row).copy_from_slice(x.row(row));
-        }
+    fn gather_columns(&self, _: ViewMut<'_>, _: View<'_>) {
+        // Nor could it copy: the views may lie in the memory of any device.
+        unreachable!("a rank alone has all columns: it computes them in their place");
     }
 
     fn send(&self, to: usize, _: View<'_>) {

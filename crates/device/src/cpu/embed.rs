@@ -4,27 +4,23 @@
 
 use super::matmul::dense::weight;
 use super::matmul::layout::{LANES, Layout, TILE};
-use super::matmul::{Output, matrix_bytes};
+use super::matmul::matrix_bytes;
 use super::pool::Pool;
 use super::quant::{Kind, kind, zero_point};
-use crate::dtype::DType;
+use super::views::{Output, Rows};
 use crate::matrix::Matrix;
 use crate::tensor::{View, ViewMut};
 
 /// `out[t] = table[ids[t] - first_id]`, or zeros when that row is another rank's; `out` is F32, `ids` I32
 /// `[tokens, 1]`. Equal to [`crate::cpu::quant::dequantize`] of the row, to the bit.
 pub fn embed(pool: &Pool, mut out: ViewMut<'_>, ids: View<'_>, table: &Matrix, first_id: usize) {
-    assert!(ids.dtype() == DType::I32 && out.view().dtype() == DType::F32, "ids in, F32 out");
     let layout = Layout::of(table);
     let bytes = matrix_bytes(table, &layout);
-    let output = Output::new(&mut out);
-    let (ids_at, stride) = (ids.address(), ids.stride());
+    let (output, ids) = (Output::new(&mut out), Rows::<i32>::new(ids));
     pool.run(ids.rows(), &|token| {
-        // SAFETY: the view holds an i32 at this place.
-        let id = unsafe { *(ids_at as *const i32).add(token * stride) };
         // SAFETY: each token has one task, and `out` is borrowed until all are done.
         let out = unsafe { output.row(token, 0, layout.columns) };
-        let row = usize::try_from(id).ok().and_then(|id| id.checked_sub(first_id));
+        let row = usize::try_from(ids.row(token)[0]).ok().and_then(|id| id.checked_sub(first_id));
         match row.filter(|&row| row < layout.rows) {
             Some(row) => decode_row(&layout, &bytes[row / LANES * layout.group_bytes..], row % LANES, out),
             None => out.fill(0.0),

@@ -1,4 +1,4 @@
-//! Rows of host memory behind the untyped views: the one place where an address becomes a slice.
+//! Rows of host memory behind the untyped views: the one place where a view becomes slices.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -213,5 +213,37 @@ impl<'a, T> Iterator for Bands<'a, T> {
         let (band, rest) = rest.split_rows(count);
         self.rest = Some(rest);
         Some(band)
+    }
+}
+
+/// An F32 view to write from several threads, each to its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    address: usize,
+    stride: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl Output {
+    /// The borrow ends with this call, so whoever keeps an `Output` keeps the view, too.
+    pub(crate) fn new(view: &mut ViewMut<'_>) -> Self {
+        let view = view.view();
+        assert!(view.dtype() == DType::F32, "an F32 view");
+        Self { address: view.address(), stride: view.stride(), rows: view.rows(), width: view.width() }
+    }
+
+    /// Columns `start..end` of a row.
+    ///
+    /// # Safety
+    /// The view is still borrowed, and nobody else reads or writes this part meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn row<'a>(&self, index: usize, start: usize, end: usize) -> &'a mut [f32] {
+        assert!(index < self.rows && start <= end && end <= self.width, "a part of a row of the view");
+        // SAFETY: inside the view; the rest is the caller's promise.
+        unsafe {
+            let first = (self.address as *mut f32).add(index * self.stride + start);
+            std::slice::from_raw_parts_mut(first, end - start)
+        }
     }
 }

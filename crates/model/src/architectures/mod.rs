@@ -95,11 +95,10 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorShape> {
 /// A tensor's name in a GGUF file. llama.cpp's converter leaves the rows of a Qwen2 model's q and k in order, so that
 /// nothing but names differs.
 pub(crate) fn gguf_name(name: &str) -> String {
-    const NAMES: [(&str, &str); 12] = [
+    const MODULES: [(&str, &str); 12] = [
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("lm_head", "output"),
-        ("model.layers", "blk"),
         ("input_layernorm", "attn_norm"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
@@ -108,9 +107,16 @@ pub(crate) fn gguf_name(name: &str) -> String {
         ("post_attention_layernorm", "ffn_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
     ];
-    let name = name.replace("mlp.down_proj", "ffn_down");
-    NAMES.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs))
+    let theirs = |ours: &str| {
+        MODULES.iter().find(|module| module.0 == ours).expect("every module of an architecture is listed").1
+    };
+    let (module, end) = name.rsplit_once('.').expect("a tensor is its module's weight or bias");
+    match module.strip_prefix("model.layers.").and_then(|module| module.split_once('.')) {
+        Some((layer, module)) => format!("blk.{layer}.{}.{end}", theirs(module)),
+        None => format!("{}.{end}", theirs(module)),
+    }
 }
 
 /// How to load a model.
@@ -144,6 +150,7 @@ impl Model {
         options: &LoadOptions,
         progress: &dyn Fn(usize),
     ) -> Result<Self, LoadError> {
+        options.limits.check()?;
         let loader = Loader { device, weights, weight_type: options.weight_type, progress };
         let shards = Shards::new(config, options.place, &WeightFormats::Of(weights, options.weight_type))?;
         match config.architecture {

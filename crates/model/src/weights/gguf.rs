@@ -262,7 +262,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A number or switch of metadata type `kind` from exactly its bytes; null for a number that is not finite.
+/// A number or switch of metadata type `kind` from exactly its bytes.
 fn number(kind: u32, bytes: &[u8]) -> Value {
     let mut wide = [0; 8];
     wide[..bytes.len()].copy_from_slice(bytes);
@@ -273,8 +273,16 @@ fn number(kind: u32, bytes: &[u8]) -> Value {
     match kind {
         0 | 2 | 4 | 10 => Value::from(unsigned),
         1 | 3 | 5 | 11 => Value::from(signed),
-        6 => Value::from(f64::from(f32::from_bits(unsigned as u32))),
-        12 => Value::from(f64::from_bits(unsigned)),
+        6 => real(f64::from(f32::from_bits(unsigned as u32))),
+        12 => real(f64::from_bits(unsigned)),
         _ => Value::from(unsigned != 0),
+    }
+}
+
+/// A number; NaN and infinities, for which JSON has none, as words: as null they would count as absent.
+fn real(number: f64) -> Value {
+    match number.is_finite() {
+        true => Value::from(number),
+        false => Value::from(number.to_string()),
     }
 }

@@ -78,11 +78,6 @@ impl Inventory {
         }
     }
 
-    /// The tensor has been declared.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
-    }
-
     /// A tensor by its name in the file.
     pub(crate) fn get(&self, name: &str) -> Option<&Stored> {
         self.by_name.get(name)

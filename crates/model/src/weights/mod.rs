@@ -29,6 +29,11 @@ use inventory::{Inventory, Stored};
 use mapped::MappedFile;
 use vocabulary::GgufVocabulary;
 
+/// A model's weights where they fit one file.
+const SAFETENSORS: &str = "model.safetensors";
+/// Which tensor lies in which file, where they do not.
+const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
+
 /// Where weights come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadFormat {
@@ -254,7 +259,10 @@ fn description(path: &Path, format: LoadFormat) -> Result<PathBuf, LoadError> {
         };
     }
     let config = path.join("config.json");
-    if config.is_file() && format != LoadFormat::Gguf {
+    let has_config = config.is_file() && format != LoadFormat::Gguf;
+    // GGUF repositories often keep the original's config.json, without the weights it went with.
+    let has_weights = [SAFETENSORS, SAFETENSORS_INDEX].iter().any(|name| path.join(name).is_file());
+    if has_config && (has_weights || format != LoadFormat::Auto) {
         return Ok(config);
     }
     let entries = path.read_dir().map_err(|error| LoadError::io(path, &error))?;
@@ -265,6 +273,7 @@ fn description(path: &Path, format: LoadFormat) -> Result<PathBuf, LoadError> {
     match (gguf.pop(), gguf.is_empty(), format) {
         (Some(file), true, LoadFormat::Auto | LoadFormat::Gguf | LoadFormat::Dummy { .. }) => Ok(file),
         (Some(_), false, _) => Err(LoadError::malformed(path, "holds several GGUF files: name one of them")),
+        _ if has_config => Ok(config),
         _ => Err(LoadError::malformed(path, "holds no config.json and no GGUF file")),
     }
 }
@@ -278,10 +287,10 @@ fn read_config(path: &Path) -> Result<ModelConfig, LoadError> {
 fn open_safetensors(config_path: &Path) -> Result<Weights, LoadError> {
     let config = read_config(config_path)?;
     let folder = config_path.parent().unwrap_or(Path::new("."));
-    let index_path = folder.join("model.safetensors.index.json");
+    let index_path = folder.join(SAFETENSORS_INDEX);
     let (names, index) = match index_path.is_file() {
         true => read_index(&index_path)?,
-        false => (vec!["model.safetensors".to_string()], BTreeMap::new()),
+        false => (vec![SAFETENSORS.to_string()], BTreeMap::new()),
     };
     let mut files = Vec::with_capacity(names.len());
     let mut inventory = Inventory::default();
@@ -318,13 +327,16 @@ fn read_index(path: &Path) -> Result<(Vec<String>, BTreeMap<String, String>), Lo
         weight_map: BTreeMap<String, String>,
     }
     let text = std::fs::read_to_string(path).map_err(|error| LoadError::io(path, &error))?;
-    let index: Index =
-        serde_json::from_str(&text).map_err(|error| LoadError::malformed(path, error.to_string()))?;
+    let index: Index = serde_json::from_str(&text)
+        .map_err(|error| LoadError::malformed(path, printable(&error.to_string())))?;
     let mut names: Vec<String> = index.weight_map.values().cloned().collect();
     names.sort();
     names.dedup();
-    // A name from the internet must not lead out of the folder.
-    match names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.') || name.is_empty()) {
+    // A name from the internet must not lead out of the folder, nor break the line that an error is.
+    let is_bad = |name: &str| {
+        name.contains(['/', '\\']) || name.starts_with('.') || name.is_empty() || printable(name) != name
+    };
+    match names.iter().find(|name| is_bad(name)) {
         Some(name) => Err(LoadError::malformed(path, format!("names the file {}", printable(name)))),
         None if names.is_empty() => Err(LoadError::malformed(path, "names no file")),
         None => Ok((names, index.weight_map)),
@@ -344,7 +356,7 @@ fn open_gguf(path: &Path) -> Result<Weights, LoadError> {
     let Some(embedding) = inventory.get(architectures::GGUF_EMBEDDING) else {
         return Err(LoadError::tensor(path, architectures::GGUF_EMBEDDING, "is missing"));
     };
-    let tied = !inventory.has(architectures::GGUF_OUTPUT_MATRIX);
+    let tied = inventory.get(architectures::GGUF_OUTPUT_MATRIX).is_none();
     let config = ModelConfig::from_gguf(&fields, embedding.rows, tied)?;
     let name = fields.optional_text("general.name")?.map(str::to_string);
     let needed = architectures::tensors(&config);

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use phalanx_device::Format;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{LoadError, printable};
 use crate::weights::inventory::{Declared, Inventory, overlap};
@@ -26,16 +25,12 @@ pub(crate) fn read_header(
     let bytes = file.bytes();
     let data_start = header_end(path, bytes)?;
     let header: Header = serde_json::from_slice(&bytes[8..data_start]).map_err(|error| {
+        let error = printable(&error.to_string());
         LoadError::malformed(path, format!("the header is not what it should be: {error}"))
     })?;
     let mut covered: Vec<Range<usize>> = Vec::with_capacity(header.0.len());
     let mut names = Vec::with_capacity(header.0.len());
-    for (name, value) in header.0 {
-        if name == "__metadata__" {
-            continue;
-        }
-        let entry =
-            Entry::deserialize(value).map_err(|error| LoadError::tensor(path, &name, error.to_string()))?;
+    for (name, entry) in header.0 {
         names.push(name.clone());
         covered.push(add(file, index, data_start, (name, entry), inventory)?);
     }
@@ -101,8 +96,8 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// The header's pairs in order: a map would hide a name that is there twice.
-struct Header(Vec<(String, Value)>);
+/// The header's tensors in order: a map would hide a name that is there twice.
+struct Header(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -120,10 +115,17 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-        let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
+        let mut entries = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let entry = map
+                .next_value()
+                .map_err(|error| A::Error::custom(format!("tensor {}: {error}", printable(&name))))?;
+            entries.push((name, entry));
         }
-        Ok(Header(pairs))
+        Ok(Header(entries))
     }
 }

@@ -57,7 +57,7 @@ impl Meeting {
 
     /// Whether there is a fault.
     pub(super) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.over.load(Ordering::SeqCst)
     }
 
     /// The first fault.

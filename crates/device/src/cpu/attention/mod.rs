@@ -98,7 +98,8 @@ fn typed<T: lanes::Stored>(
     let tiles = Tiles::new(layout, heads);
     let (count, spans) = tiles.fold((0, 0), |(count, spans), tile| (count + 1, spans + tile.spans));
     let out = RowsMut::new(out);
-    if count < cpu.pool.threads() * 4 && count < spans {
+    let threads = cpu.pool.threads();
+    if 1 < threads && count < threads * 4 && count < spans {
         spread(cpu, &inputs, out, spans);
     } else {
         whole(cpu, &inputs, out);
@@ -126,7 +127,8 @@ fn whole<T: lanes::Stored>(cpu: &Cpu, inputs: &Inputs<'_, T>, out: RowsMut<'_, f
 fn spread<T: lanes::Stored>(cpu: &Cpu, inputs: &Inputs<'_, T>, out: RowsMut<'_, f32>, spans: usize) {
     let Cpu { features, scratch, partials, .. } = cpu;
     let Heads { head_dim, .. } = inputs.heads;
-    let queries = most_queries(inputs.heads);
+    // What this step's tiles need and no more: a partial a span is held, and while decoding a tile is one group.
+    let queries = Tiles::new(inputs.layout, inputs.heads).map(|tile| tile.queries()).max().unwrap_or(1);
     let size = Softmax::len(queries, head_dim);
     let mut partials = partials.lock().unwrap_or_else(PoisonError::into_inner);
     if partials.len() < spans * size {

@@ -182,16 +182,25 @@ impl<T: Stored> Kernel for Span<'_, '_, T> {
             let rows = queries - first;
             let (depth, columns) = (head_dim, TILE_KEYS);
             lanes::run(features, Product { a, b, rows, depth, columns, accumulate: false, out: scores });
+            let visible = |row: usize| (position(row) + 1 - start).min(keys);
             for query in first..queries {
-                let visible = (position(query / tile.heads) + 1 - start).min(keys);
                 let scores = &mut scores[(query - first) * TILE_KEYS..][..TILE_KEYS];
-                weigh(lanes, scores, visible, &mut softmax, query);
+                weigh(lanes, scores, visible(query / tile.heads), &mut softmax, query);
             }
-            let a = Operand { elements: scores, stride: TILE_KEYS };
-            let b = Operand { elements: scratch.values, stride: head_dim };
-            let out = &mut softmax.values[first * head_dim..];
-            let (depth, columns) = (keys, head_dim);
-            lanes::run(features, Product { a, b, rows, depth, columns, accumulate: true, out });
+            // Each row only with values it sees: what lies behind it may be NaN, and no weight of zero makes that
+            // nothing. The last rows, and while decoding all, see every key.
+            let mut row = first_row;
+            while row < tile.rows {
+                let depth = visible(row);
+                let row_count = if depth == keys { tile.rows - row } else { 1 };
+                let query = row * tile.heads;
+                let a = Operand { elements: &scores[(query - first) * TILE_KEYS..], stride: TILE_KEYS };
+                let b = Operand { elements: scratch.values, stride: head_dim };
+                let out = &mut softmax.values[query * head_dim..];
+                let (rows, columns) = (row_count * tile.heads, head_dim);
+                lanes::run(features, Product { a, b, rows, depth, columns, accumulate: true, out });
+                row += row_count;
+            }
             start += keys;
         }
     }

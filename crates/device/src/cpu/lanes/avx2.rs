@@ -1,5 +1,6 @@
 //! Sixteen lanes as two AVX registers.
 
+#[allow(clippy::wildcard_imports, reason = "intrinsics say what they are by their names")]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};

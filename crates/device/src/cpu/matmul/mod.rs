@@ -2,8 +2,8 @@
 //!
 //! Block formats: `x` is quantised once a call to 32-column blocks of int8, in two planes of 8 bits each, which kernels
 //! take for two rows; then each thread takes groups of sixteen weight rows and multiplies 512 columns of them with all
-//! planes of `x`, eight at a time. With few rows of
-//! `x` the weights are unpacked in registers, with many they are first unpacked to bytes in the first-level cache.
+//! planes of `x`, eight at a time. With few rows of `x` the weights are unpacked in registers, with many they are first
+//! unpacked to bytes in the first-level cache.
 //!
 //! A result's bits depend on its row of `x` and on the weight only: not on the number of rows, on the other rows,
 //! or on threads. In block formats they do not depend on the kind of processor either: integer dot products are
@@ -11,10 +11,10 @@
 //! multiply in f32, one fused multiply-add a column; only BF16 weights on a processor with bfloat16 products round
 //! activations to bfloat16, too (relative error of a product about 2^-9).
 //!
-//! Measured on two cores of a Zen 4 server (3.7 GHz; `examples/matmul_speed`), all products of
-//! Qwen2.5-Coder-0.5B-Instruct Q4_K_M, weights in huge pages, in tokens/s at 1, 8 and 128 rows of `x`: AVX-512 75
-//! (30 GB/s, the memory's limit), 488 and 743 (533 GFLOP/s); AVX2 51, 189 and 411. There llama.cpp decodes 59 and
-//! prefills 315 tokens/s, attention included.
+//! Measured on two cores of a Zen 4 server (3.7 GHz; `examples/matmul_speed`, best of five runs beside other work), all
+//! products of Qwen2.5-Coder-0.5B-Instruct Q4_K_M, weights in huge pages, in tokens/s at 1, 8 and 128 rows of `x`:
+//! AVX-512 72 (28 GB/s, the memory's limit), 259 and 359 (258 GFLOP/s); AVX2 40, 94 and 152. From eight rows on
+//! arithmetic is the limit, and the second plane takes half the speed.
 
 #![allow(unsafe_code)]
 
@@ -44,17 +44,17 @@ use self::layout::{INTERLEAVED, LANES, Layout, TILE};
 use super::features::Features;
 use super::pool::Pool;
 use super::quant::{Kind, kind};
+use super::views::{Output, Rows};
 use crate::DeviceError;
-use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
 use crate::tensor::{Allocation, View, ViewMut};
 
-/// Rows of `x` that are multiplied at once: their sums stay in registers.
+/// Rows of `x` (of block formats: planes, two a row) that are multiplied at once: their sums stay in registers.
 const TOKENS: usize = 8;
 /// The least worth being a task of its own when memory is the limit: several times what kernels ask for ahead.
 const RUN_BYTES: usize = 256 << 10;
-/// Up to so many rows of `x`, unpacking once for eight of them costs less than the way through a chunk in the
-/// cache.
+/// Up to so many planes of `x`, unpacking once for eight of them costs no more than the way through a chunk in the
+/// cache (measured at 16 planes 31 ms against 42, at 64 the same).
 const FEW: usize = 32;
 /// Results of one chunk: a row of `x` each.
 pub(crate) type Sums = [[f32; LANES]];
@@ -64,7 +64,7 @@ pub(crate) type Sums = [[f32; LANES]];
 #[derive(Debug)]
 pub struct Workspace {
     kernels: Kernels,
-    /// `x` for block formats, row after row.
+    /// `x` for block formats, row after row, each as [`PLANES`] planes.
     blocks: Vec<Block>,
     /// `x` for BF16 products, row after row: pairs of bfloat16.
     pairs: Vec<u32>,
@@ -138,14 +138,14 @@ pub fn matmul(
     match (kind(weight.format), call.kernels.bf16) {
         (Kind::Dense, Some(dot)) if weight.format == Format::BF16 => {
             let stride = layout.columns.div_ceil(2);
-            let pairs = room(&mut workspace.pairs, call.x.rows * stride, 0);
+            let pairs = room(&mut workspace.pairs, call.x.rows() * stride, 0);
             pool.run_chunks(pairs, stride, &|row, pairs| dense::round_row(call.x.row(row), pairs));
             call.run(pool, &|groups| call.bf16_groups(groups, pairs, dot));
         }
         (Kind::Dense, _) => call.run(pool, &|groups| call.dense_groups(groups)),
         _ => {
             let stride = layout.columns / TILE;
-            let blocks = room(&mut workspace.blocks, call.x.rows * PLANES * stride, activations::ZERO);
+            let blocks = room(&mut workspace.blocks, call.x.rows() * PLANES * stride, activations::ZERO);
             pool.run_chunks(blocks, PLANES * stride, &|row, blocks| {
                 // SAFETY: the kernels were chosen for this processor.
                 unsafe { (call.kernels.quantize)(layout.format, call.x.row(row), blocks) };
@@ -182,7 +182,7 @@ struct Call<'a> {
     kernels: Kernels,
     layout: Layout,
     bytes: &'a [u8],
-    x: Rows<'a>,
+    x: Rows<'a, f32>,
     output: Output,
     bias: Option<&'a [f32]>,
 }
@@ -193,7 +193,8 @@ impl Call<'_> {
         let groups = self.layout.groups();
         // More tasks than threads, so that a thread that was interrupted does not hold up the others; but with few
         // rows of `x` memory is the limit, and it is fast in long runs only.
-        let runs = if self.x.rows <= TOKENS { self.layout.bytes() / (pool.threads() * RUN_BYTES) } else { 8 };
+        let runs =
+            if self.x.rows() <= TOKENS { self.layout.bytes() / (pool.threads() * RUN_BYTES) } else { 8 };
         let tasks = if pool.threads() == 1 { 1 } else { groups.min(pool.threads() * runs.clamp(1, 8)) };
         pool.run(tasks, &|task| f(groups * task / tasks..groups * (task + 1) / tasks));
     }
@@ -206,7 +207,7 @@ impl Call<'_> {
         let stride = self.layout.columns / TILE;
         let mut chunk = Chunk::new();
         let mut sums = [[0.0; LANES]; TOKENS];
-        let planes = self.x.rows * PLANES;
+        let planes = self.x.rows() * PLANES;
         let packed = self.kernels.dot_packed.filter(|_| planes <= FEW);
         for (group, span) in groups.flat_map(|group| Span::all(stride).map(move |span| (group, span))) {
             let weights = self.group(group);
@@ -233,7 +234,7 @@ impl Call<'_> {
 
     fn dense_groups(&self, groups: Range<usize>) {
         self.each_dense_chunk(groups, &mut |weights, columns, first, sums| {
-            let last = self.x.rows - 1;
+            let last = self.x.rows() - 1;
             let x: [&[f32]; TOKENS] =
                 std::array::from_fn(|index| &self.x.row(last.min(first + index))[columns.clone()]);
             // SAFETY: the kernels were chosen for this processor.
@@ -259,7 +260,7 @@ impl Call<'_> {
                 let end = columns.min(start + dense::CHUNK_COLUMNS);
                 let tile = if self.layout.format == Format::BF16 { start / 2 } else { start };
                 let weights = &self.group(group)[tile * self.layout.tile_bytes..];
-                for (first, count) in runs(self.x.rows) {
+                for (first, count) in runs(self.x.rows()) {
                     let sums = &mut sums[..count];
                     dot(weights, start..end, first, sums);
                     self.add(group, first, sums, start == 0, end == columns);
@@ -303,57 +304,4 @@ pub(crate) fn matrix_bytes<'a>(matrix: &'a Matrix, layout: &Layout) -> &'a [u8] 
     assert!(layout.bytes() <= matrix.data.bytes(), "the whole matrix is there");
     // SAFETY: the matrix owns that many bytes of host memory, and nobody writes them after packing.
     unsafe { std::slice::from_raw_parts(matrix.data.address() as *const u8, layout.bytes()) }
-}
-
-/// An F32 view's rows, to read.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    view: View<'a>,
-    rows: usize,
-}
-
-impl<'a> Rows<'a> {
-    pub(crate) fn new(view: View<'a>) -> Self {
-        assert!(view.dtype() == DType::F32, "an F32 view");
-        Self { view, rows: view.rows() }
-    }
-
-    pub(crate) fn row(&self, index: usize) -> &'a [f32] {
-        assert!(index < self.rows, "row {index} of {}", self.rows);
-        let start = self.view.address() as *const f32;
-        // SAFETY: the view says that its row lies there, in host memory, for as long as it lives.
-        unsafe { std::slice::from_raw_parts(start.add(index * self.view.stride()), self.view.width()) }
-    }
-}
-
-/// An F32 view to write from several threads, each to its own part.
-#[derive(Clone, Copy)]
-pub(crate) struct Output {
-    address: usize,
-    stride: usize,
-    rows: usize,
-    width: usize,
-}
-
-impl Output {
-    /// The borrow ends with this call, so whoever keeps an `Output` keeps the view, too.
-    pub(crate) fn new(view: &mut ViewMut<'_>) -> Self {
-        let view = view.view();
-        assert!(view.dtype() == DType::F32, "an F32 view");
-        Self { address: view.address(), stride: view.stride(), rows: view.rows(), width: view.width() }
-    }
-
-    /// Columns `start..end` of a row.
-    ///
-    /// # Safety
-    /// The view is still borrowed, and nobody else reads or writes this part meanwhile.
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn row<'a>(&self, index: usize, start: usize, end: usize) -> &'a mut [f32] {
-        assert!(index < self.rows && start <= end && end <= self.width, "a part of a row of the view");
-        // SAFETY: inside the view; the rest is the caller's promise.
-        unsafe {
-            let first = (self.address as *mut f32).add(index * self.stride + start);
-            std::slice::from_raw_parts_mut(first, end - start)
-        }
-    }
 }
