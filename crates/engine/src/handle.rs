@@ -66,6 +66,15 @@ impl EngineHandle {
     /// [`RequestError::Invalid`] and [`RequestError::ContextLength`] for what it asks, [`RequestError::Overloaded`]
     /// when the queue is full, [`RequestError::EngineGone`] when the engine has ended or is about to.
     pub fn submit(&self, request: Request) -> Result<EventStream, RequestError> {
+        self.offer(request).inspect_err(|error| {
+            if matches!(error, RequestError::Overloaded(_)) {
+                self.shared.published().snapshot.rejected_overloaded += 1;
+            }
+        })
+    }
+
+    /// As [`EngineHandle::submit`], but a full queue is not counted as a refusal: the router has other engines to ask.
+    pub(crate) fn offer(&self, request: Request) -> Result<EventStream, RequestError> {
         let lowered = lower(request, &self.shared.limits).inspect_err(|_| {
             self.shared.published().snapshot.rejected_invalid += 1;
         })?;
@@ -147,12 +156,9 @@ impl EngineHandle {
         let place = |queued: usize| (queued < most).then_some(queued + 1);
         match self.shared.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place) {
             Ok(_) => Ok(()),
-            Err(queued) => {
-                self.shared.published().snapshot.rejected_overloaded += 1;
-                Err(RequestError::Overloaded(format!(
-                    "the queue is full: {queued} requests wait already; try again in a while"
-                )))
-            }
+            Err(queued) => Err(RequestError::Overloaded(format!(
+                "the queue is full: {queued} requests wait already; try again in a while"
+            ))),
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub live_requests: usize,
     /// Counter: prompt tokens of requests that got their first token.
     pub prompt_tokens: u64,
+    /// Counter: how many of them had not to be computed; `scheduler.prefix_hits` counts them for each of `n` answers.
+    pub cached_prompt_tokens: u64,
     /// Counter: tokens sampled.
     pub generation_tokens: u64,
     /// Counter: answers that ended.
@@ -85,6 +87,7 @@ impl Snapshot {
             queued_requests: 0,
             live_requests: 0,
             prompt_tokens: 0,
+            cached_prompt_tokens: 0,
             generation_tokens: 0,
             finished: Finished::default(),
             rejected_overloaded: 0,

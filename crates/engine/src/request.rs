@@ -7,7 +7,7 @@ use phalanx_scheduler::step::TokenId;
 /// A request: one prompt, `n` answers. Values are validated by [`crate::EngineHandle::submit`], once, here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// For logs; the caller's (`X-Request-Id`) or made up.
+    /// For logs; it need not be unique.
     pub id: String,
     /// At least one token.
     pub prompt: Arc<[TokenId]>,

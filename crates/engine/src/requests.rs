@@ -218,6 +218,7 @@ fn observe_token(live: &mut Live, index: usize, now: Instant, figures: &mut Snap
     if live.first_token.is_none() {
         live.first_token = Some(now);
         figures.prompt_tokens += live.prompt_tokens as u64;
+        figures.cached_prompt_tokens += live.cached_tokens.unwrap_or(0) as u64;
         figures.time_to_first_token.observe(seconds(live.submitted, now));
     }
     let answer = &mut live.answers[index];

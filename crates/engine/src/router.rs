@@ -44,7 +44,7 @@ impl Router {
         // With no engine alive the first one says why.
         let Some((last, others)) = order.split_last() else { return self.engines[0].submit(request) };
         for engine in others {
-            match engine.submit(request.clone()) {
+            match engine.offer(request.clone()) {
                 Err(RequestError::Overloaded(_) | RequestError::EngineGone(_)) => {}
                 answer => return answer,
             }

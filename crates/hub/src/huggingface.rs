@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::repository::{Listing, ModelId, RemoteFile};
+use crate::repository::{Listing, ModelId, RemoteFile, percent_encoded};
 use crate::transfer::{Sum, authorised, client, refused};
 use crate::{HubError, HubOptions};
 
@@ -29,7 +29,7 @@ struct Lfs {
 
 pub(crate) fn list(id: &ModelId, options: &HubOptions) -> Result<Listing, HubError> {
     let endpoint = options.endpoint.trim_end_matches('/');
-    let revision = id.revision.as_deref().unwrap_or("main");
+    let revision = percent_encoded(id.revision.as_deref().unwrap_or("main"));
     let url = format!("{endpoint}/api/models/{}/revision/{revision}?blobs=true", id.repository());
     let request = authorised(client().get(&url), options.token.as_deref());
     let mut response = request.call().map_err(|error| HubError::Transfer(format!("{url}: {error}")))?;

@@ -18,7 +18,12 @@ use std::path::{Path, PathBuf};
 
 pub use repository::ModelId;
 
-/// Where to look and with what rights; the binary fills it from flags and the environment.
+/// [`HubOptions::endpoint`] when the user names none.
+pub const HUGGING_FACE: &str = "https://huggingface.co";
+/// [`HubOptions::modelscope_endpoint`] when the user names none.
+pub const MODELSCOPE: &str = "https://modelscope.cn";
+
+/// What to look for, where, and with what rights; the binary fills it from flags and the environment.
 #[derive(Clone, Debug)]
 pub struct HubOptions {
     /// Base address of a hub that speaks Hugging Face's API.
@@ -33,6 +38,19 @@ pub struct HubOptions {
     pub python: String,
     /// Use what is on this disk, ask nobody.
     pub offline: bool,
+    /// Branch, tag or commit of a hub model; nothing else has one.
+    pub revision: Option<String>,
+    /// How much of the model is needed.
+    pub what: Wanted,
+}
+
+/// How much of a model is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Everything.
+    All,
+    /// All but the weights: configuration, tokenizer and chat template, for made-up weights and for plans.
+    Description,
 }
 
 /// What a model is made of, on this disk.
@@ -50,6 +68,9 @@ pub enum HubError {
     /// Nothing by this name; says what was tried and what can be written instead.
     #[error("{0}")]
     NotFound(String),
+    /// The options do not fit the model: a revision of a local file, the description of what has none.
+    #[error("{0}")]
+    Unfit(String),
     /// The hub refuses: a gated model, a wrong token.
     #[error("{0}")]
     Refused(String),
@@ -100,17 +121,25 @@ pub trait Progress {
 /// Finds (and when need be fetches) the files of `model`.
 ///
 /// # Errors
-/// See [`HubError`]; the text of the last source's failure is preceded by those of the sources before it.
+/// See [`HubError`]: of several sources' failures the one that tells most. Each was told to `progress` as it happened.
 pub fn locate(model: &str, options: &HubOptions, progress: &dyn Progress) -> Result<Located, HubError> {
     let path = Path::new(model);
+    let entry = catalogue::find(model);
+    if let Some(revision) = &options.revision
+        && (path.exists() || entry.is_some())
+    {
+        return Err(HubError::Unfit(format!(
+            "only models of a hub have revisions, and {model} is none: leave out the revision {revision}"
+        )));
+    }
     if path.exists() {
         return Ok(local(path));
     }
-    if let Some(entry) = catalogue::find(model) {
+    if let Some(entry) = entry {
         return catalogue::locate(entry, options, progress);
     }
     match ModelId::parse(model) {
-        Some(id) => repository::locate(&id, options, progress),
+        Some(id) => repository::locate(&id.at(options.revision.as_deref())?, options, progress),
         None => Err(HubError::NotFound(format!(
             "there is no file or folder {model}, and it is no name of the catalogue ({}) and no hub id such as Qwen/Qwen2.5-7B-Instruct",
             catalogue::names().join(", ")

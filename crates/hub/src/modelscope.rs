@@ -1,8 +1,9 @@
 //! ModelScope's API: the second source, for networks that do not reach the first.
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
-use crate::repository::{Listing, ModelId, RemoteFile};
+use crate::repository::{Listing, ModelId, RemoteFile, percent_encoded};
 use crate::transfer::{Sum, client};
 use crate::{HubError, HubOptions};
 
@@ -24,13 +25,12 @@ struct Entry {
     path: String,
     size: u64,
     sha256: String,
-    revision: String,
     r#type: String,
 }
 
 pub(crate) fn list(id: &ModelId, options: &HubOptions) -> Result<Listing, HubError> {
     let endpoint = options.modelscope_endpoint.trim_end_matches('/');
-    let revision = id.revision.as_deref().unwrap_or("master");
+    let revision = percent_encoded(id.revision.as_deref().unwrap_or("master"));
     let repository = id.repository();
     let url = format!("{endpoint}/api/v1/models/{repository}/repo/files?Revision={revision}&Recursive=true");
     let mut response =
@@ -45,10 +45,7 @@ pub(crate) fn list(id: &ModelId, options: &HubOptions) -> Result<Listing, HubErr
     let answer: Answer =
         response.body_mut().read_json().map_err(|error| HubError::Transfer(format!("{url}: {error}")))?;
     let entries = answer.data.map(|data| data.files).unwrap_or_default();
-    // The newest file's commit names the snapshot: the listing has no commit of its own.
-    let commit = entries.iter().map(|entry| entry.revision.clone()).max();
-    let commit = commit.ok_or_else(|| HubError::NotFound(format!("{url} lists no files")))?;
-    let files = entries
+    let files: Vec<RemoteFile> = entries
         .into_iter()
         .filter(|entry| entry.r#type == "blob")
         .map(|entry| RemoteFile {
@@ -58,6 +55,21 @@ pub(crate) fn list(id: &ModelId, options: &HubOptions) -> Result<Listing, HubErr
             sum: Sum::Sha256(entry.sha256.to_ascii_lowercase()),
         })
         .collect();
+    if files.is_empty() {
+        return Err(HubError::NotFound(format!("{url} lists no files")));
+    }
+    let commit = commit(&files);
     // Hugging Face's token is not ModelScope's business.
     Ok(Listing { commit, files, token: None, source: "ModelScope" })
+}
+
+/// A name for the snapshot, in the form of a commit: the listing has none of its own. It changes with any file.
+fn commit(files: &[RemoteFile]) -> String {
+    let mut pairs: Vec<_> = files.iter().map(|file| (file.name.as_str(), file.sum.hex())).collect();
+    pairs.sort_unstable();
+    let mut digest = Sha256::new();
+    for (path, sum) in pairs {
+        digest.update(format!("{path}\0{sum}\n"));
+    }
+    digest.finalize().iter().take(20).map(|byte| format!("{byte:02x}")).collect()
 }

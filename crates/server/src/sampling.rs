@@ -7,12 +7,15 @@ use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::fields::{Fields, parse_at};
+use crate::state::Shared;
 
 /// What a request says about how its answers are made, over the model's defaults.
 #[derive(Debug)]
 pub(crate) struct SamplingFields {
     pub(crate) n: usize,
     pub(crate) max_new_tokens: Option<usize>,
+    /// The API's own limit where the client gives none; unlike a client's, it gives way to the context.
+    pub(crate) default_max_new_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
     stop: Stop,
     priority: i32,
@@ -25,9 +28,9 @@ impl SamplingFields {
     ///
     /// # Errors
     /// 400 that names the field.
-    pub(crate) fn take(fields: &mut Fields, defaults: &Sampling) -> Result<Self, ApiError> {
+    pub(crate) fn take(fields: &mut Fields, state: &Shared) -> Result<Self, ApiError> {
         refuse_unsupported(fields)?;
-        let mut sampling = Sampling { logprobs: None, ..defaults.clone() };
+        let mut sampling = Sampling { logprobs: None, ..state.model.sampling.clone() };
         fields.set("temperature", &mut sampling.temperature)?;
         fields.set("top_k", &mut sampling.top_k)?;
         fields.set("top_p", &mut sampling.top_p)?;
@@ -39,8 +42,7 @@ impl SamplingFields {
         sampling.logit_bias = logit_bias(fields)?;
         let mut skip_special_tokens = true;
         fields.set("skip_special_tokens", &mut skip_special_tokens)?;
-        let mut priority = 0;
-        fields.set("priority", &mut priority)?;
+        let priority = priority(fields, state.options.client_priorities)?;
         let n = fields.take("n")?.unwrap_or(1);
         if n == 0 {
             return Err(ApiError::invalid("n", "`n` must be at least 1."));
@@ -50,6 +52,7 @@ impl SamplingFields {
         Ok(Self {
             n,
             max_new_tokens: None,
+            default_max_new_tokens: None,
             sampling,
             stop: stop(fields)?,
             priority,
@@ -77,18 +80,35 @@ impl SamplingFields {
         }
     }
 
-    /// The engine's request for one prompt.
-    pub(crate) fn request(&self, id: String, prompt: Arc<[u32]>) -> Request {
+    /// The engine's request for one prompt, in a context of `max_model_len` tokens.
+    pub(crate) fn request(&self, id: String, prompt: Arc<[u32]>, max_model_len: usize) -> Request {
+        // A prompt that leaves no room at all is the engine's to refuse.
+        let room = max_model_len.saturating_sub(prompt.len()).max(1);
+        let default = self.default_max_new_tokens.map(|most| most.min(room));
         Request {
             id,
             prompt,
             n: self.n,
-            max_new_tokens: self.max_new_tokens,
+            max_new_tokens: self.max_new_tokens.or(default),
             sampling: self.sampling.clone(),
             stop: self.stop.clone(),
             priority: self.priority,
             cache_salt: self.cache_salt.clone(),
             skip_special_tokens: self.skip_special_tokens,
+        }
+    }
+}
+
+/// The request's place among others, where clients may choose it.
+fn priority(fields: &mut Fields, allowed: bool) -> Result<i32, ApiError> {
+    let path = fields.path("priority");
+    match fields.take("priority")?.unwrap_or(0) {
+        priority if allowed || priority == 0 => Ok(priority),
+        _ => {
+            let message = format!(
+                "`{path}` must be 0 here, or left out: clients may choose priorities only on a server started with `--enable-client-priorities`."
+            );
+            Err(ApiError::unsupported(path, message))
         }
     }
 }

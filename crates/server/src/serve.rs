@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::auth::require_key;
@@ -56,7 +57,7 @@ impl Server {
             .with_state(Shared::clone(&self.state))
     }
 
-    /// Serves until `shutdown` completes and running requests have ended, or have had their time.
+    /// Serves until `shutdown` completes and running requests have ended, or have had their time and failed.
     ///
     /// While it drains the server still listens, so that probes and balancers hear 503 rather than nothing.
     ///
@@ -116,9 +117,17 @@ impl Inner {
     async fn drain(&self) {
         self.start_draining();
         let deadline = Instant::now() + self.options.drain_timeout;
-        let live = || self.engine.engines().iter().any(|engine| 0 < engine.metrics().live_requests);
+        // A dead engine's requests have failed already, also those it never got to see.
+        let engines = self.engine.engines();
+        let live =
+            || engines.iter().any(|engine| engine.health().alive() && 0 < engine.metrics().live_requests);
         while live() && Instant::now() < deadline {
             sleep_until(deadline.min(Instant::now() + DRAIN_POLL)).await;
+        }
+        if live() {
+            // Whoever still waits is told why its answer ends, while its connection is open.
+            let engine = self.engine.clone();
+            let _ended = spawn_blocking(move || engine.shutdown(Duration::ZERO)).await;
         }
     }
 }

@@ -1,12 +1,15 @@
 //! What every route sees: the engine, the texts' side of the model, and the server's settings.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use phalanx_engine::{Router, Sampling};
 use phalanx_text::{ChatTemplate, Tokenizer};
+use tokio::sync::Semaphore;
 
 use crate::auth::ApiKeys;
 use crate::error::ApiError;
@@ -59,6 +62,8 @@ pub struct ServerOptions {
     pub max_prompts: usize,
     /// Answers one request may ask for, over all its prompts.
     pub max_answers: usize,
+    /// Clients may send a `priority`; whoever may can overtake everyone else.
+    pub client_priorities: bool,
     /// A step that takes longer than this counts as hanging, and the server as unhealthy.
     pub hang_after: Duration,
     /// How long running requests may go on after the server was told to stop.
@@ -77,6 +82,7 @@ impl Default for ServerOptions {
             ping_interval: Duration::from_secs(10),
             max_prompts: 256,
             max_answers: 256,
+            client_priorities: false,
             hang_after: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
         }
@@ -104,6 +110,10 @@ pub(crate) struct Inner {
     pub(crate) model: ModelCard,
     pub(crate) options: ServerOptions,
     pub(crate) keys: ApiKeys,
+    /// Texts tokenized at the same time: more than there are cores would only keep each other waiting.
+    pub(crate) tokenizing: Arc<Semaphore>,
+    /// Bytes of the vocabulary's longest token.
+    pub(crate) longest_token: usize,
     pub(crate) started: Instant,
     /// Answered requests by route, method and status.
     pub(crate) answered: Mutex<BTreeMap<Answered, u64>>,
@@ -125,6 +135,9 @@ pub(crate) type Shared = Arc<Inner>;
 impl Inner {
     pub(crate) fn new(state: ServerState) -> Shared {
         let keys = ApiKeys::new(&state.options.api_keys);
+        let cores = available_parallelism().map_or(1, NonZero::get);
+        let ids = 0..u32::try_from(state.tokenizer.vocab_size()).expect("a token's id has 32 bits");
+        let longest_token = ids.map(|id| state.tokenizer.token_bytes(id).len()).max().unwrap_or(0);
         Arc::new(Self {
             engine: state.engine,
             tokenizer: state.tokenizer,
@@ -132,6 +145,8 @@ impl Inner {
             model: state.model,
             options: state.options,
             keys,
+            tokenizing: Arc::new(Semaphore::new(cores)),
+            longest_token,
             started: Instant::now(),
             answered: Mutex::new(BTreeMap::new()),
             draining: AtomicBool::new(false),

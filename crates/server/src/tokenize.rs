@@ -32,7 +32,7 @@ pub(crate) async fn tokenize(
             let warnings = fields.finish();
             let tokenizer = Arc::clone(&state.tokenizer);
             let encode = move || tokenizer.encode(&prompt, SpecialTokens::Parse).map(Into::into);
-            (off_reactor(words, encode).await?, warnings)
+            (off_reactor(&state.tokenizing, words, encode).await?, warnings)
         }
         None if fields.peek("messages").is_some() => {
             let conversation = Conversation::take(&mut fields)?;

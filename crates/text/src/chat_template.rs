@@ -258,7 +258,9 @@ fn append_end_tag(messages: &mut Value) -> Result<&'static str, TextError> {
     };
     let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
     let content = match last.map(|last| &mut last["content"]) {
-        Some(Value::Array(parts)) => parts.last_mut().map(|part| &mut part["text"]),
+        Some(Value::Array(parts)) => {
+            parts.last_mut().and_then(|part| if part.is_string() { Some(part) } else { part.get_mut("text") })
+        }
         content => content,
     };
     match content {

@@ -219,6 +219,12 @@ fn a_continued_message_ends_the_prompt_with_its_own_spaces_or_the_templates() {
         dropped.render(&messages, None, &options).unwrap_err().to_string().contains("cannot be continued")
     );
     assert!(kept.render(&[], None, &options).unwrap_err().to_string().contains("no last message"));
+    let walking = "{% for m in messages %}{% for p in m.content %}<{{ p if p is string else p.text }}>{% endfor %}{% endfor %}";
+    let walking = ChatTemplate::new(walking, "", "").unwrap();
+    for last in [json!("y "), json!({ "type": "text", "text": "y " })] {
+        let parts = [user(json!([{ "type": "text", "text": "x" }, last]))];
+        assert_eq!(walking.render(&parts, None, &options).unwrap(), "<x><y ");
+    }
 }
 
 #[test]

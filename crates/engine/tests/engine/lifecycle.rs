@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use phalanx_engine::{EngineHandle, Event, Lifecycle, Request, RequestError, Router, Stop};
+use phalanx_engine::{EngineHandle, EngineOptions, Event, Lifecycle, Request, RequestError, Router, Stop};
 
 use crate::fake::{BREAK, Fake, Gate, PANIC, complete, options, request, say, start, text_of};
 
@@ -169,4 +169,27 @@ fn the_router_takes_the_engine_with_the_fewest_tokens_outstanding() {
     assert!(router.shutdown(Duration::from_secs(60)));
     assert!(!router.alive());
     assert!(matches!(router.submit(short("late")), Err(RequestError::EngineGone(_))));
+}
+
+#[test]
+fn only_a_request_that_no_engine_takes_is_counted_as_refused() {
+    let running = |request: Request| {
+        let (executor, gate) = Fake::gated(1);
+        let engine = start(EngineOptions { max_queue: 1, ..options() }, executor);
+        let stream = engine.submit(request).unwrap();
+        gate.next_step();
+        (engine, gate, stream)
+    };
+    let short = || Request { max_new_tokens: Some(1), ..say("b") };
+    let (first, _first_gate, _first_stream) = running(short());
+    let (second, _second_gate, _second_stream) = running(say("as long as the context lasts"));
+    let router = Router::new(vec![first.clone(), second.clone()]);
+    let refusals = || (first.metrics().rejected_overloaded, second.metrics().rejected_overloaded);
+    // The first is asked first, as long as it has less to do.
+    let _in_first = router.submit(short()).unwrap();
+    let _in_second = router.submit(short()).unwrap();
+    assert_eq!((first.metrics().queued_requests, second.metrics().queued_requests), (1, 1));
+    assert_eq!(refusals(), (0, 0), "the request that the first had no room for was accepted");
+    assert!(matches!(router.submit(short()), Err(RequestError::Overloaded(_))));
+    assert_eq!(refusals(), (0, 1));
 }

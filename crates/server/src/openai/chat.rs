@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: a conversation to the assistant's next message.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use axum::Json;
@@ -14,7 +14,7 @@ use super::logprobs;
 use super::types::{Envelope, RunningUsage, SharedFields, new_id, usage_json, with_warnings};
 use crate::error::{ApiError, Words};
 use crate::fields::Fields;
-use crate::generation::{Answer, Generation, finish_reason, off_reactor, total};
+use crate::generation::{Answer, Generation, check_length, finish_reason, off_reactor, total};
 use crate::sampling::{accept, refuse_unless};
 use crate::state::Shared;
 use crate::stream::{self, Chunks};
@@ -26,6 +26,7 @@ pub(crate) async fn create(State(state): State<Shared>, mut fields: Fields) -> R
     refuse_unsupported(&mut fields)?;
     shared.sampling.sampling.logprobs = take_logprobs(&mut fields)?;
     let conversation = Conversation::take(&mut fields)?;
+    check_length(&state, conversation.text_bytes(), shared.words)?;
     let warnings = fields.finish();
     let prompt = conversation.encode(&state, shared.words).await?;
     let prompt_tokens = prompt.len();
@@ -113,14 +114,30 @@ impl Conversation {
         if messages.is_empty() {
             return Err(ApiError::invalid("messages", "`messages` must hold at least one message."));
         }
+        let mut unknown = BTreeMap::new();
         for (index, message) in messages.iter_mut().enumerate() {
-            check_message(message, &format!("messages[{index}]"))?;
+            let path = format!("messages[{index}]");
+            check_message(message, &path)?;
+            note_unknown(message, &path, &mut unknown);
+        }
+        for path in unknown.into_values() {
+            fields.warn(format!("`{path}` is not supported here and had no effect"));
         }
         let mut options = RenderOptions::default();
         fields.set("add_generation_prompt", &mut options.add_generation_prompt)?;
         fields.set("continue_final_message", &mut options.continue_final_message)?;
         options.extra = fields.take::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
         Ok(Self { messages, options })
+    }
+
+    /// Bytes of what was said.
+    fn text_bytes(&self) -> usize {
+        let part = |part: &Value| part.as_str().or_else(|| part["text"].as_str()).map_or(0, str::len);
+        let said = |message: &Value| match &message["content"] {
+            Value::Array(parts) => parts.iter().map(part).sum(),
+            content => part(content),
+        };
+        self.messages.iter().map(said).sum::<usize>()
     }
 
     /// The prompt's ids, by the model's template.
@@ -133,7 +150,7 @@ impl Conversation {
             return Err(ApiError::unsupported("messages", message));
         };
         let tokenizer = Arc::clone(&state.tokenizer);
-        off_reactor(words, move || {
+        off_reactor(&state.tokenizing, words, move || {
             template.encode_chat(&tokenizer, &self.messages, None, &self.options).map(Into::into)
         })
         .await
@@ -172,6 +189,25 @@ fn check_message(message: &mut Value, path: &str) -> Result<(), ApiError> {
             Ok(())
         }
         _ => invalid(".content", "the content must be a string or an array of parts"),
+    }
+}
+
+/// Notes the keys of a message and its parts that no template of this family reads, each once, with its first path.
+fn note_unknown(message: &Value, path: &str, unknown: &mut BTreeMap<String, String>) {
+    const OF_MESSAGES: [&str; 6] =
+        ["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"];
+    let mut note = |object: &Value, known: &[&str], path: &str| {
+        for (key, value) in object.as_object().into_iter().flatten() {
+            // An answer of ours that comes back as history has keys that say nothing, as `annotations: []`.
+            let says_nothing = value.is_null() || *value == json!([]);
+            if !says_nothing && !known.contains(&key.as_str()) {
+                unknown.entry(key.clone()).or_insert_with(|| format!("{path}.{key}"));
+            }
+        }
+    };
+    note(message, &OF_MESSAGES, path);
+    for (index, part) in message["content"].as_array().into_iter().flatten().enumerate() {
+        note(part, &["type", "text"], &format!("{path}.content[{index}]"));
     }
 }
 

@@ -26,7 +26,7 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 /// Answers one request.
 pub(crate) async fn create(State(state): State<Shared>, mut fields: Fields) -> Result<Response, ApiError> {
     let mut shared = SharedFields::take(&mut fields, &state, "prompt", &["max_tokens"])?;
-    shared.sampling.max_new_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+    shared.sampling.default_max_new_tokens = Some(DEFAULT_MAX_TOKENS);
     refuse_unless(&mut fields, "suffix", &[json!("")])?;
     refuse_unless(&mut fields, "add_special_tokens", &[json!(true), json!(false)])?;
     let echo = fields.take("echo")?.unwrap_or(false);

@@ -151,7 +151,7 @@ impl SharedFields {
         state.check_model(fields.take::<String>("model")?.as_deref())?;
         let stream = fields.take("stream")?.unwrap_or(false);
         let stream_options = StreamOptions::take(fields, stream)?;
-        let mut sampling = SamplingFields::take(fields, &state.model.sampling)?;
+        let mut sampling = SamplingFields::take(fields, state)?;
         let max_tokens = sampling.take_max_tokens(fields, max_tokens)?;
         Ok(Self { stream, stream_options, sampling, words: Words { prompt, max_tokens } })
     }

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_engine::{Engine, EngineHandle, EngineOptions, Sampling, Snapshot};
+use phalanx_engine::{Engine, EngineHandle, EngineOptions, Router, Sampling, Snapshot};
 use phalanx_scheduler::SchedulerConfig;
 use phalanx_server::{ModelCard, Server, ServerOptions, ServerState};
 use phalanx_text::ChatTemplate;
@@ -34,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A listening server.
 struct Running {
     address: SocketAddr,
+    /// The first replica.
     engine: EngineHandle,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<std::io::Result<()>>,
@@ -44,12 +45,21 @@ struct Setup {
     options: ServerOptions,
     max_sequences: usize,
     max_queue: usize,
+    max_model_len: usize,
+    replicas: usize,
     template: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { options: ServerOptions::default(), max_sequences: 16, max_queue: 64, template: true }
+        Self {
+            options: ServerOptions::default(),
+            max_sequences: 16,
+            max_queue: 64,
+            max_model_len: MAX_MODEL_LEN,
+            replicas: 1,
+            template: true,
+        }
     }
 }
 
@@ -67,7 +77,7 @@ impl Running {
                 block_size: 16,
                 max_batched_tokens: 2048,
                 max_sequences: setup.max_sequences,
-                max_model_len: MAX_MODEL_LEN,
+                max_model_len: setup.max_model_len,
                 prefix_cache: true,
                 overlap: false,
                 stages: 1,
@@ -77,16 +87,20 @@ impl Running {
             eos_token_ids: vec![fake::END],
             max_queue: setup.max_queue,
         };
-        let engine = Engine::start(options, Arc::clone(&tokenizer), Box::new(fake::Fake::default())).unwrap();
+        let start = || {
+            Engine::start(options.clone(), Arc::clone(&tokenizer), Box::new(fake::Fake::default())).unwrap()
+        };
+        let engines: Vec<EngineHandle> = (0..setup.replicas).map(|_| start()).collect();
+        let engine = engines[0].clone();
         let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
         let server = Server::new(ServerState {
-            engine: engine.clone().into(),
+            engine: Router::new(engines),
             tokenizer,
             template: setup.template.then(|| Arc::new(template)),
             model: ModelCard {
                 id: MODEL.to_owned(),
                 aliases: vec![ALIAS.to_owned()],
-                max_model_len: MAX_MODEL_LEN,
+                max_model_len: setup.max_model_len,
                 created: 1_700_000_000,
                 sampling: Sampling::default(),
             },

@@ -6,7 +6,7 @@ use phalanx_server::{Cors, ServerOptions};
 use serde_json::json;
 
 use crate::client::{Response, begin, get, post, send};
-use crate::fake::ENDLESS;
+use crate::fake::{BREAK, ENDLESS};
 use crate::{PATIENCE, Running, Setup};
 
 async fn with_options(options: ServerOptions) -> Running {
@@ -167,6 +167,30 @@ async fn metrics_tell_what_happened() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cached_prompt_tokens_are_never_more_than_prompt_tokens() {
+    let server = Running::start().await;
+    let body = json!({ "prompt": "x".repeat(40), "n": 4, "max_new_tokens": 1 });
+    for cached in [0.0, 32.0] {
+        assert_eq!(post(server.address, "/generate", &body).await.status, 200);
+        let page = get(server.address, "/metrics").await;
+        assert_eq!(metric(&page, "vllm:prompt_tokens_cached_total{"), cached);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_alive_as_long_as_one_of_its_engines_is() {
+    let server = Running::with(Setup { replicas: 2, ..Setup::default() }).await;
+    for status in [200, 503] {
+        let broken = post(server.address, "/v1/completions", &json!({ "prompt": [BREAK] })).await;
+        assert_eq!(broken.status, 503, "{}", broken.body);
+        assert_eq!(get(server.address, "/health/live").await.status, status);
+    }
+    let fault = "The engine ended: rank 1 is lost.";
+    let told = get(server.address, "/health/live").await.json();
+    assert_eq!(told["error"]["message"], format!("{fault} {fault}"), "each engine's fault is told");
+}
+
 /// The series that vLLM's own Grafana dashboard asks for.
 const DASHBOARD: [&str; 17] = [
     "vllm:e2e_request_latency_seconds_bucket",
@@ -247,8 +271,11 @@ async fn a_server_told_to_stop_does_not_wait_forever() {
     let options = ServerOptions { drain_timeout: Duration::ZERO, ..ServerOptions::default() };
     let mut server = with_options(options).await;
     let body = json!({ "prompt": [ENDLESS], "max_tokens": 900_000, "stream": true });
-    let _running = begin(server.address, "/v1/completions", &body).await;
+    let mut running = begin(server.address, "/v1/completions", &body).await;
     server.stop.take().unwrap().send(()).unwrap();
+    let mut rest = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut running, &mut rest).await.unwrap();
+    assert!(rest.contains("the server is shutting down"), "its client is told why: {rest}");
     let ended = tokio::time::timeout(PATIENCE, server.serving).await;
     ended.expect("its time is over").unwrap().unwrap();
 }

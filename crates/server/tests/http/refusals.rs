@@ -100,6 +100,8 @@ fn known_and_not_there() -> Vec<Refused> {
         (TEXT, json!({ "best_of": 2 }), "best_of"),
         (TEXT, json!({ "echo": true, "logprobs": 1 }), "logprobs"),
         (TEXT, json!({ "use_beam_search": true }), "use_beam_search"),
+        (CHAT, json!({ "priority": -2_147_483_648_i64 }), "priority"),
+        (GENERATE, json!({ "parameters": { "priority": 1 } }), "parameters.priority"),
         (GENERATE, json!({ "return_logprob": true }), "return_logprob"),
     ]
 }
@@ -306,4 +308,37 @@ async fn a_model_without_a_template_does_not_chat() {
     assert_eq!(response.status, 400);
     assert!(response.json()["error"]["message"].as_str().unwrap().contains("no chat template"));
     assert_eq!(post(server.address, GENERATE, &good(GENERATE)).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn priorities_are_for_those_whom_the_server_trusts() {
+    let body = json!({ "prompt": "hello", "priority": -1 });
+    let refused = post(Running::start().await.address, GENERATE, &body).await.json();
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("--enable-client-priorities"), "{message}");
+    let options =
+        phalanx_server::ServerOptions { client_priorities: true, ..phalanx_server::ServerOptions::default() };
+    let server = Running::with(Setup { options, ..Setup::default() }).await;
+    assert_eq!(post(server.address, GENERATE, &body).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_no_tokens_could_shorten_enough_is_refused_unread() {
+    let server = Running::with(Setup { max_model_len: 64, ..Setup::default() }).await;
+    // The longest token of the vocabulary is `<|im_end|>`: ten bytes.
+    let cases = [
+        (TEXT, json!({ "prompt": "x".repeat(641) }), "prompt"),
+        (TEXT, json!({ "prompt": ["x", "x".repeat(641)] }), "prompt"),
+        (GENERATE, json!({ "inputs": "x".repeat(641), "chat": true }), "inputs"),
+        (CHAT, json!({ "messages": [{ "role": "user", "content": "x".repeat(641) }] }), "messages"),
+    ];
+    for (path, body, param) in cases {
+        let error = post(server.address, path, &body).await.json()["error"].clone();
+        assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!(param)));
+        let message = error["message"].as_str().unwrap();
+        let phrase = "This model's maximum context length is 64 tokens. However, your prompt has 641 bytes";
+        assert!(message.starts_with(phrase), "{path}: {message}");
+    }
+    let counted = post(server.address, "/tokenize", &json!({ "prompt": "x".repeat(641) })).await;
+    assert_eq!(counted.json()["count"], 641, "counting has no limit: it is how one finds out");
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{get, post};
-use crate::{MAX_MODEL_LEN, MODEL, Running};
+use crate::{MAX_MODEL_LEN, MODEL, Running, Setup};
 
 /// A body and what is expected at some places of its answer, as JSON pointers.
 async fn check(server: &Running, path: &str, body: Value, expected: &[(&str, Value)]) {
@@ -45,6 +45,7 @@ async fn generate_takes_the_guides_request_and_its_relatives() {
         json!({ "input_ids": [104, 101, 108, 108, 111], "sampling_params": { "max_new_tokens": 10, "temperature": 0 } }),
         json!({ "prompt": [104, 101, 108, 108, 111] }),
         json!({ "prompt": "hello", "max_tokens": 10, "max_new_tokens": 10 }),
+        json!({ "prompt": "hello", "priority": 0 }),
     ] {
         check(&server, "/generate", body, &hello).await;
     }
@@ -59,6 +60,23 @@ async fn generate_takes_the_guides_request_and_its_relatives() {
         ],
     )
     .await;
+    // `null` says nothing, also inside, and so does not contradict what stands outside.
+    let nested = json!({ "prompt": "hello", "max_new_tokens": 2, "parameters": { "max_new_tokens": null } });
+    check(&server, "/generate", nested, &[("/text", json!("he"))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn default_lengths_give_way_to_the_context() {
+    let server = Running::with(Setup { max_model_len: 64, ..Setup::default() }).await;
+    let prompt = "x".repeat(60);
+    let four = [("/text", json!("xxxx")), ("/finish_reason", json!("length"))];
+    check(&server, "/generate", json!({ "prompt": prompt }), &four).await;
+    let four = [("/choices/0/text", json!("xxxx")), ("/choices/0/finish_reason", json!("length"))];
+    check(&server, "/v1/completions", json!({ "prompt": prompt }), &four).await;
+    for (path, name) in [("/generate", "max_new_tokens"), ("/v1/completions", "max_tokens")] {
+        let body = json!({ "prompt": prompt, name: 16 });
+        assert_eq!(post(server.address, path, &body).await.status, 400, "what a client asks for stands");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,6 +127,16 @@ async fn generate_answers_questions_lists_and_several_times() {
         )],
     )
     .await;
+    check(
+        &server,
+        "/generate",
+        json!({ "prompt": "x", "rid": "mine-1" }),
+        &[("/meta_info/id", json!("mine-1"))],
+    )
+    .await;
+    let unusable = "`rid` must be 1 to 128 letters, digits and `-_.:` to name a request, and had no effect";
+    check(&server, "/generate", json!({ "prompt": "x", "rid": "a b" }), &[("/warnings", json!([unusable]))])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,6 +268,21 @@ async fn chat_completions_in_all_their_forms() {
     // A control token that a user wrote is text.
     let forged = json!({ "messages": [{ "role": "user", "content": "<|im_end|>" }] });
     check(&server, path, forged, &[("/choices/0/message/content", json!("user:<|im_end|>;"))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_message_says_in_vain_is_named_once() {
+    let server = Running::start().await;
+    let history = json!([
+        { "role": "user", "name": "ann", "content": [{ "type": "text", "text": "a", "cache_control": {} }] },
+        { "role": "assistant", "content": "b", "refusal": null, "annotations": [], "audio": { "id": "1" } },
+        { "role": "user", "content": [{ "type": "text", "text": "c", "cache_control": {} }] },
+    ]);
+    let warnings = json!([
+        "`messages[1].audio` is not supported here and had no effect",
+        "`messages[0].content[0].cache_control` is not supported here and had no effect",
+    ]);
+    check(&server, "/v1/chat/completions", json!({ "messages": history }), &[("/warnings", warnings)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
