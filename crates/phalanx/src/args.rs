@@ -182,6 +182,9 @@ pub(crate) struct ServeArgs {
     /// Keys that clients must send as `Authorization: Bearer KEY`.
     #[arg(long = "api-key", env = "PHALANX_API_KEY", hide_env_values = true, num_args = 1.., value_name = "KEY", help_heading = "HTTP")]
     pub(crate) api_keys: Vec<String>,
+    /// Let clients send `priority`: any of them may then go before all others.
+    #[arg(long, help_heading = "HTTP")]
+    pub(crate) enable_client_priorities: bool,
     /// Seconds given to running requests when the server is told to stop.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", help_heading = "HTTP")]
     pub(crate) shutdown_timeout: u64,

@@ -61,6 +61,7 @@ fn server_state(args: &ServeArgs, files: &ModelFiles, router: &Router) -> Server
         // Without a key only pages of this machine may read answers.
         cors: if api_keys.is_empty() { Cors::Local } else { Cors::Any },
         api_keys,
+        client_priorities: args.enable_client_priorities,
         hang_after: launch::LONGEST_STEP,
         drain_timeout: Duration::from_secs(args.shutdown_timeout),
         ..ServerOptions::default()
