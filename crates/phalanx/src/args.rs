@@ -114,6 +114,9 @@ impl HubArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
+    /// What computes. `auto`: the GPUs, when this binary was built for them and there are some, else the CPU.
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub(crate) device: DeviceArg,
     /// Ranks that split each layer. Any number up to the query heads, not only divisors.
     #[arg(long, visible_alias = "tp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
     pub(crate) tensor_parallel_size: usize,
@@ -142,11 +145,11 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub(crate) kv_cache_memory: Option<usize>,
     /// The type of the KV cache. `auto`: half on the CPU (float32 with --dtype float32).
-    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
-    pub(crate) kv_cache_dtype: KvDtypeArg,
-    /// Tokens of a KV block.
-    #[arg(long, default_value_t = 16, value_parser = parse_block_size, value_name = "TOKENS")]
-    pub(crate) block_size: usize,
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub(crate) kv_cache_dtype: DtypeArg,
+    /// Tokens of a KV block [default: 16 on the CPU, 64 on GPUs].
+    #[arg(long, value_parser = parse_block_size, value_name = "TOKENS")]
+    pub(crate) block_size: Option<usize>,
     /// Long prompts are computed in chunks beside running answers. Always on; accepted for vLLM's sake.
     #[arg(long)]
     pub(crate) enable_chunked_prefill: bool,
@@ -345,17 +348,13 @@ pub(crate) enum DtypeArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KvDtypeArg {
-    /// By the weights' type.
+pub(crate) enum DeviceArg {
+    /// The best there is.
     Auto,
-    /// 16-bit IEEE floats.
-    #[value(alias = "float16")]
-    Half,
-    /// bfloat16.
-    Bfloat16,
-    /// 32-bit floats.
-    #[value(alias = "float")]
-    Float32,
+    /// The CPU.
+    Cpu,
+    /// NVIDIA GPUs.
+    Gpu,
 }
 
 /// `32768`, `32k` (1,024 each), `128K`.

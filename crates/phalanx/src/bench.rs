@@ -41,7 +41,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             matrix(&mut suite, &fit, output_len, batches(&[1])[0])?
         }
     };
-    let report = Report { model: files.name, device: launched.device, figures };
+    let report = Report { model: files.name, device: launched.device.clone(), figures };
     match args.json {
         true => terminal::say(&serde_json::to_string_pretty(&report)?),
         false => terminal::say(report.to_string().trim_end()),

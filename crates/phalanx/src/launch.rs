@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use phalanx_device::cpu::Cpu;
 use phalanx_device::cpu::features::Features;
-use phalanx_device::{DType, Device};
+use phalanx_device::{DType, Device, Format};
 use phalanx_engine::{Engine, EngineOptions, Router};
 use phalanx_model::memory::{self, MemoryPlan};
 use phalanx_model::{
@@ -16,14 +16,22 @@ use phalanx_model::{
 use phalanx_scheduler::SchedulerConfig;
 use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, Seat};
 
-use crate::args::{DtypeArg, EngineArgs, KvDtypeArg, ModelArgs};
+use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
+use crate::gpu::{self, Gpus};
 use crate::machine;
 use crate::plan::gib;
 use crate::progress::Bar;
 
 /// Tokens a step computes on the CPU unless told otherwise: a running answer waits for no longer than these take.
 const CPU_BATCHED_TOKENS: usize = 512;
+/// The same on GPUs, which want long steps.
+const GPU_BATCHED_TOKENS: usize = 8192;
+/// Tokens of a KV block unless told otherwise.
+const CPU_BLOCK_SIZE: usize = 16;
+const GPU_BLOCK_SIZE: usize = 64;
+/// Left free on a GPU for what its libraries and kernels allocate beside the plan.
+const GPU_MARGIN_BYTES: usize = 1 << 30;
 /// Sequences a step computes unless told otherwise.
 const SEQUENCES: usize = 256;
 /// A step of a large model on few cores may take this long: ranks wait for each other, and health for a step, no longer.
@@ -39,8 +47,27 @@ pub(crate) struct Launched {
     pub(crate) device: String,
 }
 
+impl Drop for Launched {
+    /// Waits until ranks have let go of their devices: a driver's library does not outlive `main`.
+    fn drop(&mut self) {
+        self.router.shutdown(Duration::ZERO);
+    }
+}
+
+/// What the kind of device decides.
+struct Kind {
+    /// None: the CPU.
+    gpus: Option<Gpus>,
+    activation_dtype: DType,
+    kv_dtype: DType,
+    weight_type: WeightType,
+    block_size: usize,
+    batched_tokens: usize,
+}
+
 /// Everything that one rank is built from, decided once for all of them.
 struct Blueprint {
+    gpus: Option<Gpus>,
     weights: Arc<Weights>,
     config: ModelConfig,
     weight_type: WeightType,
@@ -63,7 +90,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         let (blueprint_of_rank, bar, loaded) =
             (Arc::clone(&blueprint), Arc::clone(&bar), Arc::clone(&loaded));
         let executor = LocalExecutor::start(blueprint.mesh, move |seat| {
-            build(&blueprint_of_rank, seat, &|bytes| {
+            build(&blueprint_of_rank, replica, seat, &|bytes| {
                 bar.reach(loaded.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
             })
             // The whole chain of causes on one line: a rank's thread reports plain text.
@@ -76,7 +103,10 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     bar.end();
     let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.data_parallel_size;
     let (threads, instructions) = (blueprint.threads_per_rank, Features::detect().describe());
-    let device = format!("CPU, {ranks} x {threads} threads, {instructions}");
+    let device = match blueprint.gpus {
+        Some(_) => format!("{ranks} GPUs"),
+        None => format!("CPU, {ranks} x {threads} threads, {instructions}"),
+    };
     Ok(Launched { router: Router::new(engines), device })
 }
 
@@ -86,8 +116,6 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     if let Some(notice) = notice {
         tracing::warn!("{notice}");
     }
-    let (max_tokens, max_samples) = step_limits(args)?;
-    let kv_dtype = kv_dtype(args.kv_cache_dtype, model.dtype);
     let ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size;
     let threads = args.threads.unwrap_or_else(machine::cores);
     let mesh = Mesh {
@@ -95,23 +123,29 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
         num_stages: args.pipeline_parallel_size,
         deadline: LONGEST_STEP,
     };
+    let kind = kind(files, model, args, mesh)?;
+    let (max_tokens, max_samples) = step_limits(args, kind.batched_tokens)?;
     let limits =
         |config: &ModelConfig| Limits { max_tokens, max_samples, max_model_len: config.max_model_len };
-    let weight_type = weight_type(model.dtype);
     let request = MemoryRequest {
-        formats: WeightFormats::Of(&files.weights, weight_type),
-        activation_dtype: DType::F32,
-        kv_dtype,
-        block_size: args.block_size,
+        formats: WeightFormats::Of(&files.weights, kind.weight_type),
+        activation_dtype: kind.activation_dtype,
+        kv_dtype: kind.kv_dtype,
+        block_size: kind.block_size,
         limits: limits(&config),
     };
     let plans = memory::plan_layout(&config, mesh.tensor_size, mesh.num_stages, &request)?;
-    let num_blocks = kv_blocks(&mut config, &plans, args, max_samples)?;
+    let num_blocks = match &kind.gpus {
+        Some(gpus) => gpu_blocks(gpus.budget(args.gpu_memory_utilization)?, &plans)?,
+        None => cpu_blocks(&config, &plans, args, max_samples)?,
+    };
+    fit_context(&mut config, num_blocks * kind.block_size, args)?;
     Ok(Blueprint {
+        gpus: kind.gpus,
         weights: Arc::clone(&files.weights),
-        weight_type,
+        weight_type: kind.weight_type,
         limits: limits(&config),
-        kv_cache: KvCacheSpec { dtype: kv_dtype, num_blocks, block_size: args.block_size },
+        kv_cache: KvCacheSpec { dtype: kind.kv_dtype, num_blocks, block_size: kind.block_size },
         vocab_size: files.tokenizer.vocab_size().min(config.vocab_size),
         threads_per_rank: (threads / ranks).max(1),
         config,
@@ -119,12 +153,45 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     })
 }
 
+/// Chooses GPUs or the CPU, and what follows from that.
+fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) -> Result<Kind> {
+    let on_gpus = match args.device {
+        DeviceArg::Cpu => false,
+        DeviceArg::Gpu => true,
+        DeviceArg::Auto => 0 < gpu::count(),
+    };
+    if !on_gpus {
+        return Ok(Kind {
+            gpus: None,
+            activation_dtype: DType::F32,
+            kv_dtype: kv_dtype(args.kv_cache_dtype, model.dtype),
+            weight_type: weight_type(model.dtype),
+            block_size: args.block_size.unwrap_or(CPU_BLOCK_SIZE),
+            batched_tokens: CPU_BATCHED_TOKENS,
+        });
+    }
+    let (dtype, weight_type) = match model.dtype {
+        DtypeArg::Float32 => bail!("GPUs compute in 16 bits: take --dtype bfloat16 or half, or --device cpu"),
+        DtypeArg::Half => (DType::F16, WeightType::F16),
+        DtypeArg::Auto if files.weights.config().dtype == Format::F16 => (DType::F16, WeightType::F16),
+        DtypeArg::Auto | DtypeArg::Bfloat16 => (DType::BF16, WeightType::BF16),
+    };
+    Ok(Kind {
+        gpus: Some(Gpus::claim(mesh, args.data_parallel_size, dtype)?),
+        activation_dtype: dtype,
+        kv_dtype: dtype,
+        weight_type,
+        block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
+        batched_tokens: GPU_BATCHED_TOKENS,
+    })
+}
+
 /// Tokens and sequences a step computes at most.
-fn step_limits(args: &EngineArgs) -> Result<(usize, usize)> {
+fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usize, usize)> {
     match (args.max_num_batched_tokens, args.max_num_seqs) {
         (None, sequences) => {
             let sequences = sequences.unwrap_or(SEQUENCES);
-            Ok((CPU_BATCHED_TOKENS.max(sequences), sequences))
+            Ok((usual_tokens.max(sequences), sequences))
         }
         (Some(tokens), None) => Ok((tokens, SEQUENCES.min(tokens))),
         (Some(tokens), Some(sequences)) if tokens < sequences => bail!(
@@ -135,9 +202,25 @@ fn step_limits(args: &EngineArgs) -> Result<(usize, usize)> {
     }
 }
 
-/// How many KV blocks a replica gets; shortens the context when nobody asked for a certain one and memory is scarce.
-fn kv_blocks(
-    config: &mut ModelConfig,
+/// How many KV blocks the fullest GPU has room for.
+fn gpu_blocks(budget: usize, plans: &[MemoryPlan]) -> Result<usize> {
+    let available = budget.saturating_sub(GPU_MARGIN_BYTES);
+    let fewest = plans.iter().map(|plan| plan.blocks_that_fit(available)).min().unwrap_or(0);
+    let needed = plans.iter().map(MemoryPlan::fixed_bytes).max().unwrap_or(0) + GPU_MARGIN_BYTES;
+    if fewest == 0 {
+        bail!(
+            "a rank needs {} beside its KV cache and may use {} of its GPU: raise --gpu-memory-utilization, end what else \
+             holds its memory, or take more ranks",
+            gib(needed),
+            gib(budget)
+        );
+    }
+    Ok(fewest)
+}
+
+/// How many KV blocks a replica on the CPU gets.
+fn cpu_blocks(
+    config: &ModelConfig,
     plans: &[MemoryPlan],
     args: &EngineArgs,
     max_sequences: usize,
@@ -162,7 +245,7 @@ fn kv_blocks(
     }
     let left = (available - fixed) / replicas;
     let budget = args.kv_cache_memory.map_or((left as f64 * KV_SHARE) as usize, |bytes| bytes / replicas);
-    let blocks = |tokens: usize| tokens.div_ceil(args.block_size);
+    let blocks = |tokens: usize| tokens.div_ceil(plans[0].block_size);
     let wanted = blocks(config.max_model_len).saturating_mul(max_sequences);
     let mut num_blocks = (budget / block_bytes).min(wanted);
     if args.kv_cache_memory.is_none() {
@@ -170,36 +253,42 @@ fn kv_blocks(
         let most = (left as f64 * MOST_KV_SHARE) as usize / block_bytes;
         num_blocks = num_blocks.max(blocks(config.max_model_len).min(most));
     }
-    let held = num_blocks * args.block_size;
-    if held < config.max_model_len {
-        if args.max_model_len.is_some() || held == 0 {
-            bail!(
-                "the KV cache holds {held} tokens but a sequence may have {}: lower --max-model-len to {held}, or raise \
-                 --kv-cache-memory",
-                config.max_model_len
-            );
-        }
-        tracing::warn!(
-            "the KV cache holds {held} tokens, so a sequence may have {held} rather than {}: raise --kv-cache-memory for more",
-            config.max_model_len
-        );
-        config.max_model_len = held;
-    }
     Ok(num_blocks)
 }
 
-fn kv_dtype(kv: KvDtypeArg, weights: DtypeArg) -> DType {
+/// Shortens the context to what the KV cache holds, unless a certain one was asked for.
+fn fit_context(config: &mut ModelConfig, held: usize, args: &EngineArgs) -> Result<()> {
+    if config.max_model_len <= held {
+        return Ok(());
+    }
+    let asked = config.max_model_len;
+    if args.max_model_len.is_some() || held == 0 {
+        bail!(
+            "the KV cache holds {held} tokens but a sequence may have {asked}: lower --max-model-len to {held}, or raise \
+             --kv-cache-memory (CPU) or --gpu-memory-utilization"
+        );
+    }
+    tracing::warn!("the KV cache holds {held} tokens, so a sequence may have {held} rather than {asked}");
+    config.max_model_len = held;
+    Ok(())
+}
+
+fn kv_dtype(kv: DtypeArg, weights: DtypeArg) -> DType {
     match (kv, weights) {
-        (KvDtypeArg::Float32, _) | (KvDtypeArg::Auto, DtypeArg::Float32) => DType::F32,
-        (KvDtypeArg::Bfloat16, _) => DType::BF16,
-        (KvDtypeArg::Half | KvDtypeArg::Auto, _) => DType::F16,
+        (DtypeArg::Float32, _) | (DtypeArg::Auto, DtypeArg::Float32) => DType::F32,
+        (DtypeArg::Bfloat16, _) => DType::BF16,
+        (DtypeArg::Half | DtypeArg::Auto, _) => DType::F16,
     }
 }
 
 /// One rank, on its own thread: a device, its slices of the weights, its KV cache.
-fn build(blueprint: &Blueprint, seat: Seat, progress: &dyn Fn(usize)) -> Result<Rank> {
+fn build(blueprint: &Blueprint, replica: usize, seat: Seat, progress: &dyn Fn(usize)) -> Result<Rank> {
     let Seat { place, tensor_group, stage_group } = seat;
-    let device = Device::new(Box::new(Cpu::new(blueprint.threads_per_rank)?), tensor_group, stage_group);
+    let device = match &blueprint.gpus {
+        // GPUs have groups of their own, over peer memory.
+        Some(gpus) => gpus.device(replica, place)?,
+        None => Device::new(Box::new(Cpu::new(blueprint.threads_per_rank)?), tensor_group, stage_group),
+    };
     let options = LoadOptions { place, limits: blueprint.limits, weight_type: blueprint.weight_type };
     let model = Model::load(&device, &blueprint.weights, &blueprint.config, &options, progress)?;
     Rank::new(device, model, blueprint.kv_cache, blueprint.limits, blueprint.vocab_size)

@@ -5,6 +5,11 @@ mod bench;
 mod chat;
 mod files;
 mod generate;
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_gpu.rs"]
+mod gpu;
 mod launch;
 mod machine;
 mod plan;

@@ -31,7 +31,8 @@ const MAY_NOT_USE: [(&str, &[&str]); 7] = [
 ];
 
 /// The few files in which a cargo feature may make a difference.
-const FEATURE_FILES: [&str; 2] = ["crates/device/src/lib.rs", "crates/device/build.rs"];
+const FEATURE_FILES: [&str; 3] =
+    ["crates/device/src/lib.rs", "crates/device/build.rs", "crates/phalanx/src/main.rs"];
 
 const LONGEST_FILE: usize = 600;
 

@@ -83,7 +83,7 @@ pub(crate) fn check(code: c_int, doing: &str) -> Result<(), DeviceError> {
 ///
 /// # Errors
 /// There is no driver, or no GPU, or the driver is older than this binary's runtime.
-pub fn device_count() -> Result<usize, DeviceError> {
+pub(super) fn device_count() -> Result<usize, DeviceError> {
     let mut count = 0;
     // SAFETY: writes one integer.
     match unsafe { cudaGetDeviceCount(&mut count) } {

@@ -1,0 +1,33 @@
+//! In the place of `gpu.rs` when the binary is built without the feature `cuda`: there are no GPUs.
+
+use anyhow::{Result, bail};
+use phalanx_device::{DType, Device};
+use phalanx_model::Place;
+use phalanx_worker::Mesh;
+
+/// None.
+pub(crate) fn count() -> usize {
+    0
+}
+
+/// No value of this type exists.
+pub(crate) enum Gpus {}
+
+impl Gpus {
+    /// Says what to do about it.
+    pub(crate) fn claim(_mesh: Mesh, _replicas: usize, _dtype: DType) -> Result<Self> {
+        bail!(
+            "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found"
+        )
+    }
+
+    /// Never called.
+    pub(crate) fn budget(&self, _share: f64) -> Result<usize> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub(crate) fn device(&self, _replica: usize, _place: Place) -> Result<Device> {
+        match *self {}
+    }
+}
