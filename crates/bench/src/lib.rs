@@ -1,6 +1,6 @@
 //! Measures an engine from the outside: requests in, tokens out, a clock beside them.
 //!
-//! A [`load`] is submitted and observed, a [`Figure`] is the median of several such runs with their spread, and a
+//! A [`Load`] is submitted and observed, a [`Figure`] is the median of several such runs with their spread, and a
 //! [`Report`] prints figures as a table or as JSON. Prompts are random tokens, new for each run, so that the prefix
 //! cache cannot help.
 
