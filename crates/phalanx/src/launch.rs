@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +20,6 @@ use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, Seat};
 use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
 use crate::gpu::{self, Gpus};
-use crate::machine;
 use crate::plan::gib;
 use crate::progress::Bar;
 
@@ -36,6 +36,8 @@ const GPU_MARGIN_BYTES: usize = 1 << 30;
 const SEQUENCES: usize = 256;
 /// A step of a large model on few cores may take this long: ranks wait for each other, and health for a step, no longer.
 pub(crate) const LONGEST_STEP: Duration = Duration::from_secs(600);
+/// What is taken for free memory where the system does not say.
+const UNKNOWN_MEMORY_BYTES: usize = 4 << 30;
 /// The share of free memory that the KV cache takes unless told otherwise, and the most it takes to hold one sequence.
 const KV_SHARE: f64 = 0.25;
 const MOST_KV_SHARE: f64 = 0.75;
@@ -117,7 +119,7 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
         tracing::warn!("{notice}");
     }
     let ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size;
-    let threads = args.threads.unwrap_or_else(machine::cores);
+    let threads = args.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
     let mesh = Mesh {
         tensor_size: args.tensor_parallel_size,
         num_stages: args.pipeline_parallel_size,
@@ -228,7 +230,7 @@ fn cpu_blocks(
     let replicas = args.data_parallel_size;
     let fixed: usize = plans.iter().map(MemoryPlan::fixed_bytes).sum::<usize>() * replicas;
     let block_bytes: usize = plans.iter().map(|plan| plan.kv_bytes_per_block).sum();
-    let available = machine::available_memory();
+    let available = phalanx_device::cpu::memory::available().unwrap_or(UNKNOWN_MEMORY_BYTES);
     if available < fixed {
         bail!(
             "the model needs {} and {} of memory are free: take a smaller or quantised model, or another --dtype",

@@ -11,7 +11,6 @@ mod gpu;
 #[path = "no_gpu.rs"]
 mod gpu;
 mod launch;
-mod machine;
 mod plan;
 mod progress;
 mod serve;

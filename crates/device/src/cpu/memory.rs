@@ -69,29 +69,33 @@ fn in_gib(bytes: usize) -> String {
 /// Bytes this process may still take: what the system has, or what its control group leaves. `None` where neither says.
 #[must_use]
 pub fn available() -> Option<usize> {
-    let system = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
-    });
+    let system = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_in_meminfo(&text));
     match (system, available_in_group()) {
         (Some(system), Some(group)) => Some(system.min(group)),
         (system, group) => system.or(group),
     }
 }
 
+fn available_in_meminfo(text: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
 /// What a container's limit leaves (control groups, version 2). Cached files count as used there but give way.
 fn available_in_group() -> Option<usize> {
-    let number = |name: &str| {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<usize>().ok()
-    };
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse::<usize>().ok();
     let (limit, used) = (number("memory.max")?, number("memory.current")?);
-    let statistics = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").ok()?;
-    let cached: usize = statistics
+    Some(limit.saturating_sub(used.saturating_sub(file_pages(&read("memory.stat")?))))
+}
+
+/// Bytes of a control group that hold copies of files: the system takes them back when memory is wanted.
+fn file_pages(statistics: &str) -> usize {
+    statistics
         .lines()
         .filter_map(|line| line.strip_prefix("inactive_file ").or_else(|| line.strip_prefix("active_file ")))
         .filter_map(|bytes| bytes.parse::<usize>().ok())
-        .sum();
-    Some(limit.saturating_sub(used.saturating_sub(cached)))
+        .sum()
 }
 
 /// Copies bytes to an unstrided view.
@@ -111,5 +115,16 @@ pub(crate) fn read(from: View<'_>, bytes: &mut [u8]) {
     assert!(rows.rows() * width == bytes.len(), "{} bytes for {} rows of {width}", bytes.len(), rows.rows());
     for (index, row) in bytes.chunks_exact_mut(width.max(1)).enumerate() {
         row.copy_from_slice(rows.row(index));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_the_system_says_is_read() {
+        assert_eq!(super::file_pages("anon 5\ninactive_file 30\nactive_file 12\n"), 42);
+        let text = "MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n";
+        assert_eq!(super::available_in_meminfo(text), Some(20_480_000_000));
+        assert_eq!(super::available_in_meminfo("nothing"), None);
     }
 }
