@@ -112,6 +112,13 @@ pub trait Backend: Send {
     /// `out = silu(gate) * up` for `gate_up` `[tokens, 2 * width]`, gate first.
     fn silu_mul(&self, out: ViewMut<'_>, gate_up: View<'_>);
 
+    /// `out = silu(x gate^T) * (x up^T)` for a weight of gate over up; `gate_up` `[tokens, 2 * width]` is room for the
+    /// products and holds nothing of use afterwards.
+    fn matmul_silu_mul(&self, out: ViewMut<'_>, mut gate_up: ViewMut<'_>, x: View<'_>, weight: &Matrix) {
+        self.matmul(gate_up.reborrow(), x, weight, None);
+        self.silu_mul(out, gate_up.view());
+    }
+
     /// `out[i] = x[plan.layout.sample_rows[i]]`.
     fn gather_sample_rows(&self, out: ViewMut<'_>, x: View<'_>, plan: &Plan);
 

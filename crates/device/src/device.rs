@@ -197,6 +197,15 @@ impl Device {
         self.backend.silu_mul(out, gate_up);
     }
 
+    /// See [`Backend::matmul_silu_mul`].
+    pub fn matmul_silu_mul(&self, out: ViewMut<'_>, gate_up: ViewMut<'_>, x: View<'_>, weight: &Matrix) {
+        let (tokens, width) = (x.rows(), out.view().width());
+        assert!(out.view().rows() == tokens && gate_up.view().rows() == tokens, "a row out for a row in");
+        assert!(gate_up.view().width() == 2 * width && weight.rows == 2 * width, "gate over up");
+        assert!(x.width() == weight.columns, "the weight's shape");
+        self.backend.matmul_silu_mul(out, gate_up, x, weight);
+    }
+
     /// See [`Backend::gather_sample_rows`].
     pub fn gather_sample_rows(&self, out: ViewMut<'_>, x: View<'_>, plan: &Plan) {
         assert!(out.view().rows() == plan.layout.sample_rows.len() && out.view().width() == x.width());

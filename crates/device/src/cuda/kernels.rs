@@ -78,6 +78,8 @@ pub(crate) struct SkinnyMatmulParams {
     pub(crate) x_stride: u32,
     pub(crate) out_stride: u32,
     pub(crate) out_is_float: u32,
+    pub(crate) silu: u32,
+    pub(crate) padding: u32,
 }
 
 #[repr(C)]
@@ -253,7 +255,7 @@ const _: () = {
     assert!(size_of::<Launch>() == 16);
     assert!(size_of::<EmbedParams>() == 48);
     assert!(size_of::<RmsNormParams>() == 56);
-    assert!(size_of::<SkinnyMatmulParams>() == 56);
+    assert!(size_of::<SkinnyMatmulParams>() == 64);
     assert!(size_of::<SiluMulParams>() == 32);
     assert!(size_of::<GatherRowsParams>() == 40);
     assert!(size_of::<ConvertParams>() == 24);

@@ -292,30 +292,11 @@ impl Backend for Cuda {
 
     fn matmul(&self, out: ViewMut<'_>, x: View<'_>, weight: &Matrix, bias: Option<View<'_>>) {
         let out = out.view();
-        assert!(self.is_activation(x) && (self.is_activation(out) || out.dtype() == DType::F32));
         assert!(bias.is_none_or(|bias| bias.dtype() == DType::F32), "a bias in F32");
-        assert!(
-            x.stride().is_multiple_of(8) && x.address().is_multiple_of(16),
-            "rows are read 16 bytes at a time"
-        );
         if out.rows() == 0 {
             return;
         }
-        let product = Product {
-            shape: Shape {
-                tokens: out.rows(),
-                rows: weight.rows,
-                columns: weight.columns,
-                x_stride: x.stride(),
-                out_stride: out.stride(),
-                out_is_float: out.dtype() == DType::F32,
-                biased: bias.is_some(),
-            },
-            out: out.address(),
-            x: x.address(),
-            weight: weight.data.address(),
-            bias: bias.map_or(0, |bias| bias.address()),
-        };
+        let product = self.product(out, x, weight, bias);
         self.note(self.matmul.run(&product, self.launch(), &self.stream));
     }
 
@@ -392,6 +373,19 @@ impl Backend for Cuda {
         self.launched(unsafe { kernels::launch_silu_mul(params, self.element, self.launch()) }, "silu_mul");
     }
 
+    fn matmul_silu_mul(&self, out: ViewMut<'_>, mut gate_up: ViewMut<'_>, x: View<'_>, weight: &Matrix) {
+        assert!(self.is_activation(out.view()), "activations of gated products");
+        let product = self.product(out.view(), x, weight, None);
+        match self.matmul.silu_mul(&product, self.launch()) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.matmul(gate_up.reborrow(), x, weight, None);
+                self.silu_mul(out, gate_up.view());
+            }
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
     fn gather_sample_rows(&self, out: ViewMut<'_>, x: View<'_>, plan: &Plan) {
         let out = out.view();
         assert!(out.dtype() == x.dtype(), "rows of one type");
@@ -453,6 +447,30 @@ impl Cuda {
         // SAFETY: as above.
         let code = unsafe { kernels::launch_attention(rest, self.element, launch) };
         self.launched(code, "attention");
+    }
+
+    /// A product's addresses and shape, its types and alignment checked.
+    fn product(&self, out: View<'_>, x: View<'_>, weight: &Matrix, bias: Option<View<'_>>) -> Product {
+        assert!(self.is_activation(x) && (self.is_activation(out) || out.dtype() == DType::F32));
+        assert!(
+            x.stride().is_multiple_of(8) && x.address().is_multiple_of(16),
+            "rows are read 16 bytes at a time"
+        );
+        Product {
+            shape: Shape {
+                tokens: out.rows(),
+                rows: weight.rows,
+                columns: weight.columns,
+                x_stride: x.stride(),
+                out_stride: out.stride(),
+                out_is_float: out.dtype() == DType::F32,
+                biased: bias.is_some(),
+            },
+            out: out.address(),
+            x: x.address(),
+            weight: weight.data.address(),
+            bias: bias.map_or(0, |bias| bias.address()),
+        }
     }
 
     fn norm(&self, out: View<'_>, residual: Option<View<'_>>, x: View<'_>, weight: View<'_>, eps: f32) {

@@ -87,6 +87,9 @@ pub fn run(cuda: &Cuda) -> Result<Speed, DeviceError> {
             if tokens <= most {
                 bench.matmul(name, tokens, &weights)?;
             }
+            if name == "gate_up" && tokens <= 8 {
+                bench.gated(tokens, &weights)?;
+            }
         }
     }
     for tokens in [1, 8, 64, 256, 4096] {
@@ -207,6 +210,24 @@ impl Bench<'_> {
         let bytes = rows * columns * 2 + tokens * (columns * 2 + rows * out_dtype.bytes());
         let flops = 2.0 * tokens as f64 * rows as f64 * columns as f64;
         self.push("matmul", format!("{name} m {tokens}"), us, bytes, flops);
+        Ok(())
+    }
+
+    /// The product with gate over up and their activation in one: to be compared with both apart.
+    fn gated(&mut self, tokens: usize, weights: &[Matrix]) -> Result<(), DeviceError> {
+        let (copies, rows, columns) = (weights.len(), weights[0].rows, weights[0].columns);
+        let x = self.activations(tokens, columns)?;
+        let dtype = self.cuda.activation_dtype();
+        let room = RefCell::new(self.tensor(dtype, tokens, rows)?);
+        let out = RefCell::new(self.tensor(dtype, tokens, rows / 2)?);
+        let us = self.time(copies.next_multiple_of(24), |call| {
+            let (mut out, mut room) = (out.borrow_mut(), room.borrow_mut());
+            let weight = &weights[call % copies];
+            self.cuda.matmul_silu_mul(out.view_mut(), room.view_mut(), x.view(), weight);
+        })?;
+        let bytes = rows * columns * 2 + tokens * (columns * 2 + rows);
+        let flops = 2.0 * tokens as f64 * rows as f64 * columns as f64;
+        self.push("matmul_silu_mul", format!("gate_up m {tokens}"), us, bytes, flops);
         Ok(())
     }
 

@@ -81,6 +81,18 @@ impl Linear {
         }
     }
 
+    /// `out = silu(x gate^T) * (x up^T)` for rows of gate over as many of up, without biases; `gate_up` is room for both.
+    pub fn gated_forward(&self, device: &Device, out: ViewMut<'_>, mut gate_up: ViewMut<'_>, x: View<'_>) {
+        match self.parts.as_slice() {
+            [Part { matrix, bias: None, .. }] => device.matmul_silu_mul(out, gate_up, x, matrix),
+            // Stored in two formats.
+            _ => {
+                self.forward(device, gate_up.reborrow(), x);
+                device.silu_mul(out, gate_up.view());
+            }
+        }
+    }
+
     /// Bytes held in the device's memory.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -39,9 +39,8 @@ impl Mlp {
     /// `rows.hidden = mlp(rows.normed)`, summed over the ranks.
     pub fn forward(&self, cx: &Forward<'_>, rows: &mut Rows<'_>) {
         let device = cx.device;
-        self.gate_up.forward(device, rows.gate_up.reborrow(), rows.normed.view());
         let activated = rows.activated.reborrow().slice_columns(self.own.clone());
-        device.silu_mul(activated, rows.gate_up.view());
+        self.gate_up.gated_forward(device, activated, rows.gate_up.reborrow(), rows.normed.view());
         self.down.forward(device, rows.hidden.reborrow(), rows.activated.view());
         device.all_reduce(rows.hidden.reborrow());
     }

@@ -40,6 +40,9 @@ pub(super) fn run(bench: &mut Bench<'_>) {
     for tokens in [1, 8, 19] {
         matmul(bench, [tokens, 5001, 896], false, DType::F32);
     }
+    for (tokens, width, columns) in [(1, 4864, 896), (3, 37, 64), (8, 1001, 3584), (9, 300, 128)] {
+        matmul_silu_mul(bench, tokens, width, columns);
+    }
     for format in
         [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K]
     {
@@ -136,6 +139,31 @@ fn matmul(bench: &mut Bench<'_>, [tokens, rows, columns]: [usize; 3], biased: bo
     let limit = if out_dtype == DType::F32 { 1e-4 } else { bench.rounding() };
     let case = format!("{tokens} x {rows} x {columns}, bias {biased}, to {out_dtype:?}");
     bench.compare("matmul", case, &out, limit);
+}
+
+fn matmul_silu_mul(bench: &mut Bench<'_>, tokens: usize, width: usize, columns: usize) {
+    let dtype = bench.cuda.activation_dtype();
+    let x = bench.activations(tokens, columns);
+    // Products near 1, where the gate bends.
+    let scale = 1.0 / (columns as f32).sqrt();
+    let weight: Vec<f32> =
+        (0..2 * width * columns).map(|_| rounded(dtype, scale * bench.random.normal())).collect();
+    let bytes = encode(DType::F32, &weight);
+    let mut gate_up = bench.poisoned(dtype, tokens, 2 * width);
+    let mut out = bench.poisoned(dtype, tokens, width);
+    let load = |backend: &dyn Backend| {
+        backend.load_matrix(Format::F32, 2 * width, columns, &bytes).expect("there is memory for a test")
+    };
+    let (ours, theirs) = (load(bench.cuda), load(bench.reference));
+    let told = tokens - bench.missing();
+    let (ours_out, room) =
+        (out.cuda.view_mut().slice_rows(0..told), gate_up.cuda.view_mut().slice_rows(0..told));
+    bench.cuda.matmul_silu_mul(ours_out, room, x.cuda.view().slice_rows(0..told), &ours);
+    let room = gate_up.reference.view_mut();
+    bench.reference.matmul_silu_mul(out.reference.view_mut(), room, x.reference.view(), &theirs);
+    // Above eight tokens gate and up are rounded before they meet.
+    let limit = if tokens <= 8 { bench.rounding() } else { 3.0 * bench.rounding() };
+    bench.compare("matmul_silu_mul", format!("{tokens} x 2 * {width} x {columns}"), &out, limit);
 }
 
 /// A weight in each encoding, against the same numbers dequantised.
