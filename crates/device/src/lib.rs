@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod dtype;
+pub mod facts;
 pub mod matrix;
 pub mod sampling;
 pub mod tensor;

@@ -8,6 +8,7 @@
 
 mod cache;
 pub mod catalogue;
+mod held;
 mod huggingface;
 mod modelscope;
 mod package_index;
@@ -16,6 +17,7 @@ mod transfer;
 
 use std::path::{Path, PathBuf};
 
+pub use held::{HeldModel, Partial, held};
 pub use repository::ModelId;
 
 /// [`HubOptions::endpoint`] when the user names none.

@@ -31,6 +31,10 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Compute what a model needs and what fits, without loading it.
     Plan(PlanArgs),
+    /// Look at this machine: GPUs, driver, libraries, links, disk, model files; and say what to do where something is wrong.
+    Doctor(DoctorArgs),
+    /// Watch a running server in this terminal: GPUs, requests, KV blocks, tokens a second, latencies.
+    Top(TopArgs),
 }
 
 /// Which model, and where its files may come from.
@@ -321,6 +325,64 @@ pub(crate) struct PlanArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The model to look at: as behind `serve --model`, on this disk [default: all that the cache holds].
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+    /// The address a server would listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+    /// The port a server would listen on.
+    #[arg(long, short, default_value_t = 8000)]
+    pub(crate) port: u16,
+    /// Check every operation of the GPUs against the CPU instead, with random inputs.
+    #[arg(long, conflicts_with = "speed")]
+    pub(crate) kernels: bool,
+    /// Measure every operation of a GPU instead; takes a minute.
+    #[arg(long)]
+    pub(crate) speed: bool,
+    /// What --kernels and --speed compute in; --speed takes `both` for bf16.
+    #[arg(long, value_enum, default_value_t = KernelDtype::Both)]
+    pub(crate) dtype: KernelDtype,
+    /// Tell the device of one row too few, to show that a mistake is found.
+    #[arg(long, hide = true, requires = "kernels")]
+    pub(crate) planted: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// The server.
+    #[arg(long, default_value = "http://127.0.0.1:8000", value_name = "URL")]
+    pub(crate) url: String,
+    /// The key it wants, if any.
+    #[arg(long, env = "PHALANX_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// Seconds between two looks.
+    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds, value_name = "SECONDS")]
+    pub(crate) interval: f64,
+    /// Print one picture as text and end.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelDtype {
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// 16-bit IEEE floats.
+    #[value(alias = "float16", alias = "half")]
+    Fp16,
+    /// One after the other.
+    Both,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LoadFormatArg {
     /// By what the files are.
@@ -404,6 +466,14 @@ fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if 0.0 < share && share <= 1.0 => Ok(share),
         _ => Err(format!("{text:?} is no share: a number above 0, at most 1")),
+    }
+}
+
+/// Seconds above 0, an hour at most.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if 0.0 < seconds && seconds <= 3600.0 => Ok(seconds),
+        _ => Err(format!("{text:?} is no time: a number of seconds above 0, at most 3600")),
     }
 }
 

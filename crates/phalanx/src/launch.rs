@@ -20,6 +20,7 @@ use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, Seat};
 use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
 use crate::gpu::{self, Gpus};
+use crate::no_room::{self, Attempt};
 use crate::plan::gib;
 use crate::progress::Bar;
 
@@ -47,6 +48,8 @@ pub(crate) struct Launched {
     pub(crate) router: Router,
     /// For people: what computes.
     pub(crate) device: String,
+    /// Ranks compute on GPUs.
+    pub(crate) on_gpus: bool,
 }
 
 impl Drop for Launched {
@@ -109,7 +112,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         Some(_) => format!("{ranks} GPUs"),
         None => format!("CPU, {ranks} x {threads} threads, {instructions}"),
     };
-    Ok(Launched { router: Router::new(engines), device })
+    Ok(Launched { router: Router::new(engines), device, on_gpus: blueprint.gpus.is_some() })
 }
 
 /// Decides sizes; nothing is loaded yet.
@@ -138,7 +141,13 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     };
     let plans = memory::plan_layout(&config, mesh.tensor_size, mesh.num_stages, &request)?;
     let num_blocks = match &kind.gpus {
-        Some(gpus) => gpu_blocks(gpus.budget(args.gpu_memory_utilization)?, &plans)?,
+        Some(gpus) => {
+            let (budget, margin) = (gpus.budget(args.gpu_memory_utilization)?, GPU_MARGIN_BYTES);
+            gpu_blocks(
+                &Attempt { config: &config, mesh, request: &request, plans: &plans, budget, margin },
+                args,
+            )?
+        }
         None => cpu_blocks(&config, &plans, args, max_samples)?,
     };
     fit_context(&mut config, num_blocks * kind.block_size, args)?;
@@ -204,20 +213,14 @@ fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usize, usize)>
     }
 }
 
-/// How many KV blocks the fullest GPU has room for.
-fn gpu_blocks(budget: usize, plans: &[MemoryPlan]) -> Result<usize> {
-    let available = budget.saturating_sub(GPU_MARGIN_BYTES);
-    let fewest = plans.iter().map(|plan| plan.blocks_that_fit(available)).min().unwrap_or(0);
-    let needed = plans.iter().map(MemoryPlan::fixed_bytes).max().unwrap_or(0) + GPU_MARGIN_BYTES;
-    if fewest == 0 {
-        bail!(
-            "a rank needs {} beside its KV cache and may use {} of its GPU: raise --gpu-memory-utilization, end what else \
-             holds its memory, or take more ranks",
-            gib(needed),
-            gib(budget)
-        );
+/// How many KV blocks the fullest GPU has room for: at least one, and the context when a certain one was asked for.
+fn gpu_blocks(attempt: &Attempt<'_>, args: &EngineArgs) -> Result<usize> {
+    let blocks = no_room::blocks(attempt.budget, attempt.margin, attempt.plans);
+    let wanted = args.max_model_len.map_or(1, |_| attempt.config.max_model_len);
+    match wanted <= blocks * attempt.request.block_size {
+        true => Ok(blocks),
+        false => bail!(attempt.explain(args)),
     }
-    Ok(fewest)
 }
 
 /// How many KV blocks a replica on the CPU gets.

@@ -1,9 +1,16 @@
-//! One binary: `serve`, `chat`, `generate`, `pull`, `bench`, `plan`. Arguments are lowered once into values; no logic here.
+//! One binary: `serve`, `chat`, `generate`, `pull`, `bench`, `plan`, `doctor`, `top`. Arguments are lowered once into values; no logic here.
 
 mod args;
 mod bench;
+#[cfg(feature = "cuda")]
+mod cards;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cards.rs"]
+mod cards;
 mod chat;
+mod doctor;
 mod files;
+mod gauges;
 mod generate;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -11,10 +18,12 @@ mod gpu;
 #[path = "no_gpu.rs"]
 mod gpu;
 mod launch;
+mod no_room;
 mod plan;
 mod progress;
 mod serve;
 mod terminal;
+mod top;
 
 use std::process::ExitCode;
 
@@ -37,6 +46,8 @@ fn main() -> ExitCode {
         Command::Pull(args) => files::pull(&args.model),
         Command::Bench(args) => bench::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Top(args) => top::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use phalanx_engine::Router;
 use phalanx_server::{Cors, ModelCard, Server, ServerOptions, ServerState};
 use tokio::net::TcpListener;
 
 use crate::args::ServeArgs;
 use crate::files::{self, ModelFiles};
-use crate::{launch, terminal};
+use crate::launch::{self, Launched};
+use crate::{gauges, terminal};
 
 /// Threads that tokenize prompts: more would only take memory.
 const BLOCKING_THREADS: usize = 8;
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let opened = start.elapsed();
     let launched = launch::start(&files, &args.model, &args.engine)?;
     let bound = listener.local_addr()?;
-    let state = server_state(args, &files, &launched.router);
+    let state = server_state(args, &files, &launched);
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
         "ready in {seconds:.1} s (files {:.1} s, weights and engine {:.1} s)",
@@ -48,13 +48,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     served.context("the server ended")
 }
 
-fn server_state(args: &ServeArgs, files: &ModelFiles, router: &Router) -> ServerState {
+fn server_state(args: &ServeArgs, files: &ModelFiles, launched: &Launched) -> ServerState {
     let (id, aliases) = match args.served_model_name.split_first() {
         Some((first, others)) => (first.clone(), others.to_vec()),
         None => (files.name.clone(), Vec::new()),
     };
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let max_model_len = router.max_model_len();
+    let max_model_len = launched.router.max_model_len();
     let model = ModelCard { id, aliases, max_model_len, created, sampling: files.sampling.clone() };
     let api_keys = api_keys(args);
     let options = ServerOptions {
@@ -67,11 +67,12 @@ fn server_state(args: &ServeArgs, files: &ModelFiles, router: &Router) -> Server
         ..ServerOptions::default()
     };
     ServerState {
-        engine: router.clone(),
+        engine: launched.router.clone(),
         tokenizer: files.tokenizer.clone(),
         template: files.template.clone(),
         model,
         options,
+        families: gauges::watch(launched).into_iter().collect(),
     }
 }
 

@@ -9,6 +9,11 @@ pub(crate) fn is_attended() -> bool {
     std::io::stderr().is_terminal()
 }
 
+/// A person reads standard output, on a terminal that knows colours.
+pub(crate) fn is_watched() -> bool {
+    std::io::stdout().is_terminal()
+}
+
 /// Prints a line of output.
 pub(crate) fn say(line: &str) {
     say_part(&format!("{line}\n"));

@@ -53,6 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             sampling: Sampling::default(),
         },
         options: ServerOptions { api_keys: arguments.collect(), ..ServerOptions::default() },
+        families: vec![Box::new(fake::families)],
     });
     server.serve(TcpListener::bind(address).await?, std::future::pending()).await?;
     Ok(())

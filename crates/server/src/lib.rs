@@ -12,6 +12,7 @@
 
 mod auth;
 mod error;
+mod families;
 mod fields;
 mod generate;
 mod generation;
@@ -28,5 +29,6 @@ mod tokenize;
 mod ui;
 
 pub use error::ApiError;
+pub use families::{Families, Family, FamilyKind, Series};
 pub use serve::Server;
 pub use state::{Cors, ModelCard, ServerOptions, ServerState};

@@ -6,7 +6,9 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use phalanx_engine::{EngineHandle, Histogram, Snapshot};
+use tokio::task::spawn_blocking;
 
+use crate::families::{Family, Series};
 use crate::state::{Inner, Shared};
 
 /// Prometheus' own media type.
@@ -17,13 +19,17 @@ type Count = fn(&Snapshot) -> u64;
 /// Where a histogram is found.
 type Sizes = fn(&Snapshot) -> &Histogram;
 
-/// `GET /metrics`.
+/// `GET /metrics`. A GPU's figures take milliseconds, which the reactor has not.
 pub(crate) async fn metrics(State(state): State<Shared>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition(&state))
+    let given = Shared::clone(&state);
+    let given = spawn_blocking(move || given.families.iter().flat_map(|families| families()).collect());
+    // Who gives figures and panics has none; ours are told all the same.
+    let given: Vec<Family> = given.await.unwrap_or_default();
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition(&state, &given))
 }
 
 /// All series.
-fn exposition(state: &Inner) -> String {
+fn exposition(state: &Inner, given: &[Family]) -> String {
     let engines: Vec<Labelled> = state
         .engine
         .engines()
@@ -40,6 +46,7 @@ fn exposition(state: &Inner) -> String {
     counters(&mut page);
     histograms(&mut page);
     server(&mut page, state);
+    given.iter().for_each(|family| page.family(family));
     page.text
 }
 
@@ -87,6 +94,16 @@ impl Page<'_> {
                 let more = if label.is_empty() { String::new() } else { format!(",{label}=\"{kind}\"") };
                 self.line(format_args!("{name}{{{}{more}}} {}", engine.labels, value(&engine.snapshot)));
             }
+        }
+    }
+
+    /// What someone else counted.
+    fn family(&mut self, family: &Family) {
+        self.head(family.name, family.kind.word(), family.help);
+        for Series { labels, value } in &family.series {
+            let labels: Vec<String> =
+                labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+            self.line(format_args!("{}{{{}}} {value:?}", family.name, labels.join(",")));
         }
     }
 

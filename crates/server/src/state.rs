@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::auth::ApiKeys;
 use crate::error::ApiError;
+use crate::families::Families;
 
 /// Everything a server is made of.
 pub struct ServerState {
@@ -26,6 +27,8 @@ pub struct ServerState {
     pub model: ModelCard,
     /// The server's own settings.
     pub options: ServerOptions,
+    /// Figures that `/metrics` shows beside its own.
+    pub families: Vec<Families>,
 }
 
 /// The served model as clients see it.
@@ -109,6 +112,7 @@ pub(crate) struct Inner {
     pub(crate) template: Option<Arc<ChatTemplate>>,
     pub(crate) model: ModelCard,
     pub(crate) options: ServerOptions,
+    pub(crate) families: Vec<Families>,
     pub(crate) keys: ApiKeys,
     /// Texts tokenized at the same time: more than there are cores would only keep each other waiting.
     pub(crate) tokenizing: Arc<Semaphore>,
@@ -144,6 +148,7 @@ impl Inner {
             template: state.template,
             model: state.model,
             options: state.options,
+            families: state.families,
             keys,
             tokenizing: Arc::new(Semaphore::new(cores)),
             longest_token,

@@ -6,9 +6,12 @@
 mod cublaslt;
 mod items;
 mod kernels;
+pub mod libraries;
 mod library;
+pub mod links;
 mod load;
 mod matmul;
+pub mod nvml;
 pub mod parity;
 pub mod peers;
 mod runtime;

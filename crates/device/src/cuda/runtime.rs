@@ -43,6 +43,14 @@ unsafe extern "C" {
     fn cudaMallocHost(address: *mut usize, bytes: usize) -> c_int;
     fn cudaFreeHost(address: usize) -> c_int;
     fn cudaMemcpyAsync(to: usize, from: usize, bytes: usize, kind: c_int, stream: usize) -> c_int;
+    fn cudaMemcpyPeerAsync(
+        to: usize,
+        to_ordinal: c_int,
+        from: usize,
+        from_ordinal: c_int,
+        bytes: usize,
+        stream: usize,
+    ) -> c_int;
     fn cudaMemsetAsync(to: usize, value: c_int, bytes: usize, stream: usize) -> c_int;
     fn cudaStreamCreateWithFlags(stream: *mut usize, flags: u32) -> c_int;
     fn cudaStreamSynchronize(stream: usize) -> c_int;
@@ -58,6 +66,7 @@ unsafe extern "C" {
     fn cudaGraphDestroy(graph: usize) -> c_int;
     fn cudaGraphLaunch(executable: usize, stream: usize) -> c_int;
     fn cudaGraphExecDestroy(executable: usize) -> c_int;
+    fn cudaDeviceGetPCIBusId(text: *mut c_char, bytes: c_int, ordinal: c_int) -> c_int;
     fn cudaDeviceCanAccessPeer(can: *mut c_int, ordinal: c_int, peer: c_int) -> c_int;
     fn cudaDeviceEnablePeerAccess(peer: c_int, flags: u32) -> c_int;
     fn cudaGetLastError() -> c_int;
@@ -130,6 +139,17 @@ pub(crate) fn reach(from: usize, to: usize) -> Result<(), DeviceError> {
         }
         code => check(code, "to reach a peer's memory"),
     }
+}
+
+/// Where a GPU sits, for example `0000:3b:00.0`; the driver's tools know it by that.
+pub(crate) fn pci_address(ordinal: usize) -> Result<String, DeviceError> {
+    let mut text = [0_u8; 32];
+    // SAFETY: writes at most the stated bytes, the last of them zero.
+    let code =
+        unsafe { cudaDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as c_int, ordinal as c_int) };
+    check(code, "to tell where it sits")?;
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(0);
+    Ok(String::from_utf8_lossy(&text[..end]).to_ascii_lowercase())
 }
 
 /// What the device is.
@@ -282,6 +302,21 @@ impl Stream {
     pub(crate) fn copy_on_device(&self, to: usize, from: usize, bytes: usize) -> Result<(), DeviceError> {
         // SAFETY: callers pass ranges of allocations.
         check(unsafe { cudaMemcpyAsync(to, from, bytes, ON_DEVICE, self.handle) }, "a copy within it")
+    }
+
+    /// Starts a copy from one GPU's memory to another's; each end is an ordinal and an address there.
+    pub(crate) fn copy_to_peer(
+        &self,
+        to: (usize, usize),
+        from: (usize, usize),
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
+        let ((to_ordinal, to), (from_ordinal, from)) = (to, from);
+        // SAFETY: callers pass ranges of allocations of these GPUs.
+        let code = unsafe {
+            cudaMemcpyPeerAsync(to, to_ordinal as c_int, from, from_ordinal as c_int, bytes, self.handle)
+        };
+        check(code, "a copy to a peer")
     }
 
     pub(crate) fn fill(&self, to: usize, value: u8, bytes: usize) -> Result<(), DeviceError> {

@@ -9,6 +9,7 @@ use phalanx_scheduler::step::{
     Chunk, Executor, ExecutorError, Sampled, SampledToken, SequenceFault, SequenceId, Started, Step,
     StepOutput, TokenLogprobs,
 };
+use phalanx_server::{Family, FamilyKind, Series};
 use phalanx_text::Tokenizer;
 use serde_json::json;
 
@@ -99,4 +100,10 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
         "model": { "type": "BPE", "vocab": vocab, "merges": [] },
     });
     Arc::new(Tokenizer::from_json(description).expect("the description is well formed"))
+}
+
+/// Figures that someone other than the server counts, with a label that has to be escaped.
+pub(crate) fn families() -> Vec<Family> {
+    let series = vec![Series { labels: vec![("fan", "a\"b".to_owned())], value: 7.5 }];
+    vec![Family { name: "phalanx:fans_turns_total", help: "Turns.", kind: FamilyKind::Counter, series }]
 }

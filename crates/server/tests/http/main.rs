@@ -105,6 +105,7 @@ impl Running {
                 sampling: Sampling::default(),
             },
             options: setup.options,
+            families: vec![Box::new(fake::families)],
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -158,9 +158,11 @@ async fn metrics_tell_what_happened() {
         ("phalanx:http_requests_total{route=\"/generate\",method=\"POST\",status=\"200\"}".to_owned(), 2.0),
         ("phalanx:http_requests_total{route=\"/generate\",method=\"POST\",status=\"400\"}".to_owned(), 1.0),
         ("phalanx:http_requests_total{route=\"unmatched\",method=\"GET\",status=\"404\"}".to_owned(), 1.0),
+        ("phalanx:fans_turns_total{fan=\"a\\\"b\"}".to_owned(), 7.5),
     ] {
         assert_eq!(metric(&page, &series), expected, "{series}");
     }
+    assert!(page.body.contains("# TYPE phalanx:fans_turns_total counter\n"), "{}", page.body);
     for line in page.body.lines().filter(|line| !line.starts_with('#')) {
         let value = line.rsplit(' ').next().unwrap();
         assert!(value.parse::<f64>().is_ok(), "{line}");

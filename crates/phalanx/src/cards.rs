@@ -1,0 +1,98 @@
+//! GPUs looked at rather than computed with: for `doctor` and for gauges. Without the feature `cuda` its place is taken
+//! by `no_cards.rs`.
+
+use anyhow::Result;
+use phalanx_device::cpu::Cpu;
+use phalanx_device::cuda::nvml::Nvml;
+use phalanx_device::cuda::parity::{self, Planted, Report};
+use phalanx_device::cuda::{Cuda, device_count, libraries, links, speed};
+use phalanx_device::facts::{GpuFacts, Holder};
+use phalanx_device::{Backend, DType};
+
+use crate::doctor::gpus::Survey;
+use crate::doctor::kernels::{Case, Checked};
+use crate::no_room::CardRoom;
+
+/// Everything there is to know about this machine's GPUs.
+pub(crate) fn survey() -> Option<Survey> {
+    let usable = device_count().map_err(|error| error.to_string());
+    let nvml = Nvml::open().map_err(|error| error.to_string());
+    let ordinals: Vec<usize> = (0..usable.clone().unwrap_or(0)).collect();
+    Some(Survey {
+        driver: nvml.as_ref().map(Nvml::driver).map_err(Clone::clone),
+        gpus: nvml.and_then(|nvml| nvml.gpus().map_err(|error| error.to_string())),
+        libraries: libraries::found(&[]),
+        links: links::measure(&ordinals),
+        usable,
+    })
+}
+
+/// The first `count` GPUs' memory, and who other than this process holds it; nothing where nobody can tell.
+pub(crate) fn room(count: usize) -> Vec<CardRoom> {
+    let gpus = Nvml::open().and_then(|nvml| nvml.gpus()).unwrap_or_default();
+    let room = |gpu: GpuFacts| {
+        let memory = gpu.memory.ok()?;
+        let others = |holders: Vec<Holder>| -> Vec<Holder> {
+            holders.into_iter().filter(|holder| holder.pid != std::process::id()).collect()
+        };
+        Some(CardRoom {
+            ordinal: gpu.ordinal.filter(|ordinal| *ordinal < count)?,
+            total: memory.total as usize,
+            free: memory.free as usize,
+            holders: gpu.holders.map(others),
+        })
+    };
+    gpus.into_iter().filter_map(room).collect()
+}
+
+/// Reads how the GPUs stand, again and again; none where the driver's library is not there.
+pub(crate) fn watch() -> Option<Box<dyn Fn() -> Vec<GpuFacts> + Send + Sync>> {
+    match Nvml::watch() {
+        Ok(nvml) => Some(Box::new(move || nvml.gpus().unwrap_or_default())),
+        Err(error) => {
+            tracing::warn!("/metrics has no figures of GPUs: {error}");
+            None
+        }
+    }
+}
+
+/// Every operation against the CPU's; `planted` tells the device of one row too few, which must be found.
+pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
+    let count = device_count()?;
+    let planted = if planted { Planted::OffByOne } else { Planted::Nothing };
+    let reference = Cpu::new(std::thread::available_parallelism().map_or(1, usize::from))?;
+    let mut checked = Checked { device: String::new(), cases: Vec::new(), sums: Vec::new() };
+    for dtype in dtypes {
+        let cuda = Cuda::new(0, *dtype)?;
+        checked.device = cuda.describe();
+        checked.cases.extend(cases(dtype_name(*dtype), parity::run(&cuda, &reference, planted)));
+    }
+    // On one GPU its ranks are two on it: slower, but as right.
+    let ordinals: Vec<usize> = (0..count.max(2)).map(|rank| rank % count.max(1)).collect();
+    let group = parity::group::run(&ordinals)?;
+    checked.sums = group.sums;
+    checked.cases.extend(cases("all", group.outcomes));
+    Ok(checked)
+}
+
+fn cases(dtype: &'static str, report: Report) -> impl Iterator<Item = Case> {
+    report.outcomes.into_iter().map(move |outcome| Case {
+        dtype,
+        operation: outcome.operation,
+        case: outcome.case,
+        error: outcome.error,
+        limit: outcome.limit,
+    })
+}
+
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "fp16",
+        _ => "bf16",
+    }
+}
+
+/// How long each operation takes, and how near that is to the machine's limits.
+pub(crate) fn speed(dtype: DType) -> Result<String> {
+    Ok(speed::run(&Cuda::new(0, dtype)?)?.to_string())
+}

@@ -1,0 +1,136 @@
+//! What `doctor` says of model files: whether they are whole, how large, and how fast their disk is.
+
+use std::path::{Path, PathBuf};
+
+use phalanx_hub::{HeldModel, Partial};
+use phalanx_model::{LoadFormat, Weights};
+use serde_json::json;
+
+use super::finding::Finding;
+use super::machine;
+use crate::args::{DoctorArgs, DtypeArg, LoadFormatArg, ModelArgs};
+use crate::files;
+use crate::plan::gib;
+
+/// The model that was asked about, or all that the cache holds; and the disk they lie on.
+pub(crate) fn findings(args: &DoctorArgs) -> Vec<Finding> {
+    let cache = args.hub.cache();
+    let (mut findings, largest) = match &args.model {
+        Some(model) => asked(model, args),
+        None => held(&cache),
+    };
+    let folder = largest.as_deref().and_then(Path::parent).unwrap_or(&cache);
+    findings.push(machine::space(folder));
+    findings.extend(largest.as_deref().map(machine::reading));
+    findings
+}
+
+/// Everything that `serve` would open, opened, from this disk only.
+fn asked(model: &str, args: &DoctorArgs) -> (Vec<Finding>, Option<PathBuf>) {
+    let mut hub = args.hub.clone();
+    hub.offline = true;
+    let asked = ModelArgs {
+        model: Some(model.to_owned()),
+        positional_model: None,
+        revision: None,
+        load_format: LoadFormatArg::Auto,
+        dtype: DtypeArg::Auto,
+        chat_template: None,
+        tokenizer: None,
+        hub,
+    };
+    match files::open(&asked, 0) {
+        Ok(files) => {
+            let path = files.weights.path();
+            let text = format!("{} is whole: {}, {}", files.name, files.weights.describe(), path.display());
+            let bytes = files.weights.bytes();
+            let data =
+                json!({"model": files.name, "path": path.display().to_string(), "weights_bytes": bytes});
+            (vec![Finding::ok("model", format!("{text}, {}", gib(bytes))).with(data)], largest_file(path))
+        }
+        Err(error) => {
+            let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+            let fix = match Path::new(model).exists() {
+                true => "fetch or copy the files again; a download that `phalanx pull` made goes on where it broke off"
+                    .to_owned(),
+                false => format!("fetch it with `phalanx pull {model}`"),
+            };
+            (vec![Finding::fail("model", causes.join(": "), fix)], None)
+        }
+    }
+}
+
+fn held(cache: &Path) -> (Vec<Finding>, Option<PathBuf>) {
+    let (models, partials) = phalanx_hub::held(cache);
+    let mut findings: Vec<Finding> = models.iter().map(held_model).collect();
+    findings.extend(partials.iter().map(broken_off));
+    if findings.is_empty() {
+        let text = format!("none in {}", cache.display());
+        findings.push(Finding::ok("model", format!("{text} yet: `phalanx serve` fetches one")));
+    }
+    let largest = models.iter().filter_map(|model| largest_file(&model.path));
+    (findings, largest.max_by_key(|path| path.metadata().map_or(0, |metadata| metadata.len())))
+}
+
+fn held_model(model: &HeldModel) -> Finding {
+    let HeldModel { name, path, bytes, missing } = model;
+    let data = json!({"model": name, "path": path.display().to_string(), "bytes": bytes, "missing": missing});
+    let again = format!("fetch it again with `phalanx pull {name}`");
+    // Headers, sizes, names and shapes of every file: what is cut off or swapped shows.
+    let opened = Weights::open(path, LoadFormat::Auto);
+    let finding = match (missing.first(), opened) {
+        (Some(file), _) => {
+            Finding::warn("model", format!("{name} lacks {file} in {}", path.display()), again)
+        }
+        (None, Err(error)) => Finding::warn("model", format!("{name} cannot be used: {error}"), again),
+        (None, Ok(weights)) => Finding::ok(
+            "model",
+            format!("{name} is whole: {}, {}, {}", weights.describe(), gib(*bytes as usize), path.display()),
+        ),
+    };
+    finding.with(data)
+}
+
+fn broken_off(partial: &Partial) -> Finding {
+    let Partial { name, path, bytes } = partial;
+    Finding::warn(
+        "model",
+        format!("a download of {name} broke off after {}: {}", gib(*bytes as usize), path.display()),
+        "fetch the model again to go on with it, or delete the file",
+    )
+    .with(json!({"model": name, "path": path.display().to_string(), "bytes": bytes}))
+}
+
+/// The file itself, or the largest of a folder.
+fn largest_file(path: &Path) -> Option<PathBuf> {
+    // Weights in several files are named by their folder's `config.json`.
+    let folder = if path.is_dir() { path } else { path.parent()? };
+    if path.extension().is_some_and(|extension| extension == "gguf") {
+        return Some(path.to_owned());
+    }
+    let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+        .max_by_key(|path| path.metadata().map_or(0, |metadata| metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Verdict;
+
+    #[test]
+    fn torn_files_are_told_from_whole_ones() {
+        let cache = tempfile::tempdir().unwrap();
+        assert!(held(cache.path()).0[0].text.contains("none in"));
+        let catalogue = cache.path().join("catalogue");
+        std::fs::create_dir(&catalogue).unwrap();
+        std::fs::write(catalogue.join("torn.gguf"), "GGUF").unwrap();
+        std::fs::write(catalogue.join("more.gguf.incomplete"), "GG").unwrap();
+        let (findings, largest) = held(cache.path());
+        assert_eq!(findings.iter().map(|finding| finding.verdict).collect::<Vec<_>>(), [Verdict::Warn; 2]);
+        assert!(findings[0].text.contains("torn cannot be used"), "{findings:?}");
+        assert!(findings[1].text.contains("broke off"), "{findings:?}");
+        assert_eq!(largest, Some(catalogue.join("torn.gguf")));
+    }
+}

@@ -1,0 +1,170 @@
+//! GPUs in `/metrics`: what NVML tells of each card that this server may use, under names of the house.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use phalanx_device::facts::{GpuFacts, Known, Traffic};
+use phalanx_server::{Families, Family, FamilyKind, Series};
+
+use crate::cards;
+use crate::launch::Launched;
+
+/// Figures are read no more often than this, however many scrape.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What finds a figure of a card; none where the card does not tell.
+type Figure = fn(&GpuFacts) -> Option<f64>;
+
+/// The GPUs' figures, when the server runs on GPUs and the driver's library tells them.
+pub(crate) fn watch(launched: &Launched) -> Option<Families> {
+    if !launched.on_gpus {
+        return None;
+    }
+    let read = cards::watch()?;
+    let last: Mutex<Option<(Instant, Vec<Family>)>> = Mutex::new(None);
+    Some(Box::new(move || {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((when, families)) if when.elapsed() < FRESH => families.clone(),
+            _ => {
+                let families = families(&read());
+                *last = Some((Instant::now(), families.clone()));
+                families
+            }
+        }
+    }))
+}
+
+/// Every figure of every card that this program can use. A figure that no card tells is absent, not zero.
+fn families(gpus: &[GpuFacts]) -> Vec<Family> {
+    let used: Vec<(usize, &GpuFacts)> = gpus.iter().filter_map(|gpu| Some((gpu.ordinal?, gpu))).collect();
+    let mut families = Vec::new();
+    for (name, help, kind, figure) in figures() {
+        let of = |(ordinal, gpu): &(usize, &GpuFacts)| {
+            let uuid = gpu.uuid.clone().unwrap_or_default();
+            Some(Series { labels: vec![("gpu", ordinal.to_string()), ("uuid", uuid)], value: figure(gpu)? })
+        };
+        families.push(Family { name, help, kind, series: used.iter().filter_map(of).collect() });
+    }
+    families.push(slowed(&used));
+    families.retain(|family| !family.series.is_empty());
+    families
+}
+
+fn figures() -> Vec<(&'static str, &'static str, FamilyKind, Figure)> {
+    use FamilyKind::{Counter, Gauge};
+    fn number(figure: &Known<f64>) -> Option<f64> {
+        figure.as_ref().ok().copied()
+    }
+    fn sent(traffic: &Known<Traffic>) -> Option<f64> {
+        traffic.as_ref().ok().map(|traffic| traffic.sent as f64)
+    }
+    fn received(traffic: &Known<Traffic>) -> Option<f64> {
+        traffic.as_ref().ok().map(|traffic| traffic.received as f64)
+    }
+    vec![
+        ("phalanx:gpu_memory_total_bytes", "Memory of the card.", Gauge, |gpu| {
+            Some(gpu.memory.as_ref().ok()?.total as f64)
+        }),
+        ("phalanx:gpu_memory_used_bytes", "Memory that processes hold.", Gauge, |gpu| {
+            Some(gpu.memory.as_ref().ok()?.used as f64)
+        }),
+        ("phalanx:gpu_memory_free_bytes", "Memory that nobody holds.", Gauge, |gpu| {
+            Some(gpu.memory.as_ref().ok()?.free as f64)
+        }),
+        ("phalanx:gpu_utilization_ratio", "Share of time in which a kernel ran.", Gauge, |gpu| {
+            Some(gpu.load.as_ref().ok()?.compute)
+        }),
+        (
+            "phalanx:gpu_memory_utilization_ratio",
+            "Share of time in which memory was accessed.",
+            Gauge,
+            |gpu| Some(gpu.load.as_ref().ok()?.memory),
+        ),
+        ("phalanx:gpu_power_watts", "Power drawn.", Gauge, |gpu| number(&gpu.power_watts)),
+        ("phalanx:gpu_power_limit_watts", "Power it may draw.", Gauge, |gpu| number(&gpu.power_limit_watts)),
+        ("phalanx:gpu_temperature_celsius", "Of the chip.", Gauge, |gpu| number(&gpu.temperature)),
+        ("phalanx:gpu_sm_clock_hertz", "Clock of the multiprocessors.", Gauge, |gpu| number(&gpu.sm_clock)),
+        ("phalanx:gpu_memory_clock_hertz", "Clock of the memory.", Gauge, |gpu| number(&gpu.memory_clock)),
+        ("phalanx:gpu_pcie_generation", "Of the link to the host, as it runs now.", Gauge, |gpu| {
+            Some(f64::from(gpu.pcie.as_ref().ok()?.generation))
+        }),
+        ("phalanx:gpu_pcie_lanes", "Of the link to the host.", Gauge, |gpu| {
+            Some(f64::from(gpu.pcie.as_ref().ok()?.width))
+        }),
+        ("phalanx:gpu_pcie_sent_bytes_total", "To the host.", Counter, |gpu| sent(&gpu.pcie_traffic)),
+        ("phalanx:gpu_pcie_received_bytes_total", "From the host.", Counter, |gpu| {
+            received(&gpu.pcie_traffic)
+        }),
+        ("phalanx:gpu_nvlinks_active", "NVLinks that are up.", Gauge, |gpu| {
+            let active = gpu.nvlinks.iter().filter(|link| link.active).count();
+            Some(active as f64).filter(|_| !gpu.nvlinks.is_empty())
+        }),
+        ("phalanx:gpu_nvlink_sent_bytes_total", "Over all NVLinks.", Counter, |gpu| {
+            sent(&gpu.nvlink_traffic)
+        }),
+        ("phalanx:gpu_nvlink_received_bytes_total", "Over all NVLinks.", Counter, |gpu| {
+            received(&gpu.nvlink_traffic)
+        }),
+        (
+            "phalanx:gpu_ecc_corrected_total",
+            "Memory errors mended since the driver was loaded.",
+            Counter,
+            |gpu| Some(gpu.ecc.as_ref().ok()?.corrected as f64),
+        ),
+        ("phalanx:gpu_ecc_uncorrected_total", "Memory errors not mended.", Counter, |gpu| {
+            Some(gpu.ecc.as_ref().ok()?.uncorrected as f64)
+        }),
+        ("phalanx:gpu_xid_total", "Critical errors (Xid) since this server started.", Counter, |gpu| {
+            gpu.xids.as_ref().ok().map(|count| *count as f64)
+        }),
+    ]
+}
+
+/// One series for each reason that holds a clock down; a card that runs as it can has none.
+fn slowed(used: &[(usize, &GpuFacts)]) -> Family {
+    let of = |(ordinal, gpu): &(usize, &GpuFacts)| {
+        let (ordinal, uuid) = (ordinal.to_string(), gpu.uuid.clone().unwrap_or_default());
+        let series = |reason: &&'static str| Series {
+            labels: vec![("gpu", ordinal.clone()), ("uuid", uuid.clone()), ("reason", (*reason).to_owned())],
+            value: 1.0,
+        };
+        gpu.slowed_by.iter().flatten().map(series).collect::<Vec<_>>()
+    };
+    Family {
+        name: "phalanx:gpu_slowed",
+        help: "1 for each reason that holds the clock down.",
+        kind: FamilyKind::Gauge,
+        series: used.iter().flat_map(of).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::gpus::tests::well;
+
+    #[test]
+    fn cards_that_are_used_are_shown_and_what_is_not_told_is_absent() {
+        let hidden = GpuFacts { ordinal: None, ..well(0) };
+        let second = GpuFacts {
+            ordinal: Some(0),
+            slowed_by: Ok(vec!["heat"]),
+            xids: Err("this GPU does not tell".to_owned()),
+            ..well(1)
+        };
+        let families = families(&[hidden, second]);
+        let of = |name: &str| families.iter().find(|family| family.name == name);
+        let labels = vec![("gpu", "0".to_owned()), ("uuid", "GPU-1".to_owned())];
+        let power = of("phalanx:gpu_power_watts").unwrap();
+        assert_eq!(power.series, [Series { labels, value: 75.5 }]);
+        assert_eq!(of("phalanx:gpu_nvlink_sent_bytes_total").unwrap().series[0].value, 1024.0);
+        assert_eq!(of("phalanx:gpu_slowed").unwrap().series[0].labels[2], ("reason", "heat".to_owned()));
+        for absent in
+            ["phalanx:gpu_xid_total", "phalanx:gpu_memory_clock_hertz", "phalanx:gpu_pcie_sent_bytes_total"]
+        {
+            assert_eq!(of(absent), None);
+        }
+        assert!(super::families(&[]).is_empty());
+    }
+}

@@ -1,0 +1,36 @@
+//! In the place of `cards.rs` when the binary is built without the feature `cuda`: there is nothing to look at.
+
+use anyhow::{Result, bail};
+use phalanx_device::DType;
+use phalanx_device::facts::GpuFacts;
+
+use crate::doctor::gpus::Survey;
+use crate::doctor::kernels::Checked;
+use crate::no_room::CardRoom;
+
+const WITHOUT: &str = "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found";
+
+/// None: nobody could look.
+pub(crate) fn survey() -> Option<Survey> {
+    None
+}
+
+/// Nobody can tell.
+pub(crate) fn room(_count: usize) -> Vec<CardRoom> {
+    Vec::new()
+}
+
+/// None.
+pub(crate) fn watch() -> Option<Box<dyn Fn() -> Vec<GpuFacts> + Send + Sync>> {
+    None
+}
+
+/// Says what to do about it.
+pub(crate) fn check(_dtypes: &[DType], _planted: bool) -> Result<Checked> {
+    bail!(WITHOUT)
+}
+
+/// Says what to do about it.
+pub(crate) fn speed(_dtype: DType) -> Result<String> {
+    bail!(WITHOUT)
+}

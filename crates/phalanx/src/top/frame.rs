@@ -1,0 +1,272 @@
+//! One picture of a server, from two looks at its counters: lines of plain text.
+
+use super::scrape::Scrape;
+
+const BAR: usize = 20;
+
+/// What changes between two looks is a rate; what does not is as it stands at the later one.
+pub(crate) struct View<'a> {
+    pub(crate) url: &'a str,
+    /// The earlier look; the same as the later one at first.
+    pub(crate) before: &'a Scrape,
+    pub(crate) now: &'a Scrape,
+}
+
+/// The whole picture.
+pub(crate) fn draw(view: &View<'_>) -> Vec<String> {
+    let mut lines = vec![title(view), String::new()];
+    lines.extend([requests(view), tokens(view), blocks(view), prefix(view)]);
+    lines.push(latency(view, "TTFT", "vllm:time_to_first_token_seconds"));
+    lines.push(latency(view, "ITL", "vllm:inter_token_latency_seconds"));
+    lines.push(latency(view, "queue", "vllm:request_queue_time_seconds"));
+    let gpus = view.now.values("phalanx:gpu_memory_total_bytes", "gpu");
+    if !gpus.is_empty() {
+        lines.push(String::new());
+        lines.push(format!(
+            "{:4} {:29} {:40} {:>12} {:>6} {:>7}  {:>16}  {:>18}",
+            "GPU", "busy", "memory", "power", "temp", "MHz", "PCIe in/out", "NVLink in/out"
+        ));
+        lines.extend(gpus.iter().map(|gpu| card(view, gpu)));
+        lines.extend(gpus.iter().flat_map(|gpu| trouble(view, gpu)));
+    }
+    lines
+}
+
+impl View<'_> {
+    fn seconds(&self) -> f64 {
+        self.now.when.duration_since(self.before.when).as_secs_f64()
+    }
+
+    fn now(&self, name: &str) -> f64 {
+        self.now.sum(name).unwrap_or(0.0)
+    }
+
+    /// How much a counter grew; one that shrank belongs to a server that was started anew.
+    fn grown(&self, name: &str) -> f64 {
+        (self.now(name) - self.before.sum(name).unwrap_or(0.0)).max(0.0)
+    }
+
+    fn rate(&self, name: &str) -> f64 {
+        rate(self.grown(name), self.seconds())
+    }
+}
+
+fn rate(grown: f64, seconds: f64) -> f64 {
+    if 0.0 < seconds { grown / seconds } else { 0.0 }
+}
+
+fn title(view: &View<'_>) -> String {
+    let models = view.now.values("vllm:num_requests_running", "model_name").join(", ");
+    let up = view.now("phalanx:uptime_seconds") as u64;
+    let up = match (up / 86_400, up / 3600 % 24, up / 60 % 60, up % 60) {
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (days, hours, ..) => format!("{days} d {hours} h"),
+    };
+    format!("{models} at {}, up {up}", view.url)
+}
+
+fn requests(view: &View<'_>) -> String {
+    format!(
+        "{:10} {:.0} running, {:.0} waiting, {:.0} not begun",
+        "requests",
+        view.now("vllm:num_requests_running"),
+        view.now("vllm:num_requests_waiting"),
+        view.now("phalanx:queued_requests")
+    )
+}
+
+fn tokens(view: &View<'_>) -> String {
+    format!(
+        "{:10} {:.1} tok/s in, {:.1} tok/s out, {:.1} tok/s computed in {:.1} steps/s",
+        "tokens",
+        view.rate("vllm:prompt_tokens_total"),
+        view.rate("vllm:generation_tokens_total"),
+        view.rate("phalanx:computed_tokens_total"),
+        view.rate("phalanx:steps_total")
+    )
+}
+
+fn blocks(view: &View<'_>) -> String {
+    let (used, all) = (view.now("phalanx:kv_blocks_used"), view.now("phalanx:kv_blocks"));
+    let share = if 0.0 < all { used / all } else { 0.0 };
+    let cached = view.now("phalanx:kv_blocks_cached");
+    format!("{:10} {} {used:.0} of {all:.0} used, {cached:.0} cached", "KV blocks", bar(share))
+}
+
+/// Over the time between the looks, or since the start when nothing came in between.
+fn prefix(view: &View<'_>) -> String {
+    let (asked, found) = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total");
+    let (asked, found) = match view.grown(asked) {
+        0.0 => (view.now(asked), view.now(found)),
+        grown => (grown, view.grown(found)),
+    };
+    let share = if 0.0 < asked { found / asked } else { 0.0 };
+    format!("{:10} {} {found:.0} of {asked:.0} prompt tokens found", "prefix", bar(share))
+}
+
+/// Quantiles between the looks, or since the start when nothing was observed in between.
+fn latency(view: &View<'_>, what: &str, name: &str) -> String {
+    let all = view.now.buckets(name);
+    let before = view.before.buckets(name);
+    let earlier =
+        |bound: f64| before.iter().find(|(known, _)| *known == bound).map_or(0.0, |(_, count)| *count);
+    let new: Vec<(f64, f64)> =
+        all.iter().map(|(bound, count)| (*bound, (count - earlier(*bound)).max(0.0))).collect();
+    let (buckets, when) = match new.last() {
+        Some((_, count)) if 0.0 < *count => (new, "now"),
+        _ => (all, "since the start"),
+    };
+    let quantiles = [(0.5, "p50"), (0.9, "p90"), (0.99, "p99")];
+    let told: Option<Vec<String>> = quantiles
+        .iter()
+        .map(|(share, name)| Some(format!("{name} {}", time(quantile(&buckets, *share)?))))
+        .collect();
+    match told {
+        Some(told) => format!("{what:10} {} ({when})", told.join(", ")),
+        None => format!("{what:10} nothing yet"),
+    }
+}
+
+/// As Prometheus' `histogram_quantile`: linear within a bucket; in the last one, its lower bound. None of no values.
+fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
+    let (_, all) = buckets.last().filter(|(_, all)| 0.0 < *all)?;
+    let wanted = all * share;
+    let at = buckets.iter().position(|(_, count)| wanted <= *count)?;
+    let (lower, below) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
+    let (upper, count) = buckets[at];
+    if upper.is_infinite() {
+        return Some(lower);
+    }
+    Some(lower + (upper - lower) * (wanted - below) / (count - below).max(1e-9))
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 1.0 => format!("{:.1} ms", seconds * 1e3),
+        seconds => format!("{seconds:.2} s"),
+    }
+}
+
+/// A figure that the card does not tell is a dash.
+fn card(view: &View<'_>, gpu: &str) -> String {
+    let figure = |name: &str| view.now.labelled(&format!("phalanx:gpu_{name}"), "gpu", gpu);
+    let text =
+        |figure: Option<f64>, write: &dyn Fn(f64) -> String| figure.map_or_else(|| "-".to_owned(), write);
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let memory = match (figure("memory_used_bytes"), figure("memory_total_bytes")) {
+        (Some(used), Some(all)) => format!("{} {:.1} of {:.1} GiB", bar(used / all), gib(used), gib(all)),
+        _ => "-".to_owned(),
+    };
+    let power = match (figure("power_watts"), figure("power_limit_watts")) {
+        (Some(watts), Some(limit)) => format!("{watts:.0} of {limit:.0} W"),
+        (watts, _) => text(watts, &|watts| format!("{watts:.0} W")),
+    };
+    let traffic = |link: &str| {
+        let one = |way: &str| {
+            let name = format!("phalanx:gpu_{link}_{way}_bytes_total");
+            let grown = view.now.labelled(&name, "gpu", gpu)? - view.before.labelled(&name, "gpu", gpu)?;
+            Some(rate(grown.max(0.0), view.seconds()) / 1e9)
+        };
+        match (one("received"), one("sent")) {
+            (Some(received), Some(sent)) => format!("{received:.1} / {sent:.1} GB/s"),
+            _ => "-".to_owned(),
+        }
+    };
+    format!(
+        "{gpu:4} {:29} {memory:40} {power:>12} {:>6} {:>7}  {:>16}  {:>18}",
+        text(figure("utilization_ratio"), &bar),
+        text(figure("temperature_celsius"), &|celsius| format!("{celsius:.0} °C")),
+        text(figure("sm_clock_hertz"), &|hertz| format!("{:.0}", hertz / 1e6)),
+        traffic("pcie"),
+        traffic("nvlink"),
+    )
+}
+
+/// What a person should see at once.
+fn trouble(view: &View<'_>, gpu: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let slowed = view.now.values_where("phalanx:gpu_slowed", ("gpu", gpu), "reason");
+    if !slowed.is_empty() {
+        lines.push(format!("GPU {gpu}: clock held down by {}", slowed.join(", ")));
+    }
+    for (name, what) in [
+        ("phalanx:gpu_xid_total", "critical errors (Xid)"),
+        ("phalanx:gpu_ecc_uncorrected_total", "memory errors"),
+    ] {
+        if let Some(count) = view.now.labelled(name, "gpu", gpu).filter(|count| 0.0 < *count) {
+            lines.push(format!("GPU {gpu}: {count:.0} {what}; `phalanx doctor` says what to do"));
+        }
+    }
+    lines
+}
+
+/// `[██████░░░░░░░░░░░░░░]  31 %`.
+fn bar(share: f64) -> String {
+    let share = share.clamp(0.0, 1.0);
+    let full = (share * BAR as f64).round() as usize;
+    format!("[{}{}] {:3.0} %", "█".repeat(full), "░".repeat(BAR - full), share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_prometheus() {
+        let buckets = [(0.1, 0.0), (0.2, 10.0), (0.4, 20.0), (f64::INFINITY, 20.0)];
+        assert_eq!(quantile(&buckets, 0.5), Some(0.2));
+        assert!((quantile(&buckets, 0.75).unwrap() - 0.3).abs() < 1e-9);
+        assert_eq!(quantile(&[(0.1, 0.0), (f64::INFINITY, 4.0)], 0.5), Some(0.1));
+        assert_eq!(quantile(&[(0.1, 0.0), (f64::INFINITY, 0.0)], 0.5), None);
+        assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    /// One look; all that counts has this value.
+    fn look(counted: u32) -> Scrape {
+        let text = format!(
+            "vllm:num_requests_running{{model_name=\"m\",engine=\"0\"}} 3\n\
+             vllm:num_requests_waiting{{model_name=\"m\",engine=\"0\"}} 1\n\
+             phalanx:uptime_seconds 3700.5\n\
+             vllm:generation_tokens_total{{engine=\"0\"}} {counted}\n\
+             vllm:generation_tokens_total{{engine=\"1\"}} {counted}\n\
+             vllm:prefix_cache_queries_total 100\nvllm:prefix_cache_hits_total 25\n\
+             phalanx:kv_blocks 200\nphalanx:kv_blocks_used 50\n\
+             vllm:time_to_first_token_seconds_bucket{{le=\"0.5\"}} {counted}\n\
+             vllm:time_to_first_token_seconds_bucket{{le=\"+Inf\"}} {counted}\n\
+             phalanx:gpu_memory_total_bytes{{gpu=\"0\",uuid=\"u\"}} 1073741824\n\
+             phalanx:gpu_memory_used_bytes{{gpu=\"0\",uuid=\"u\"}} 536870912\n\
+             phalanx:gpu_nvlink_sent_bytes_total{{gpu=\"0\",uuid=\"u\"}} {counted}e9\n\
+             phalanx:gpu_nvlink_received_bytes_total{{gpu=\"0\",uuid=\"u\"}} 0\n\
+             phalanx:gpu_slowed{{gpu=\"0\",uuid=\"u\",reason=\"heat\"}} 1\n\
+             phalanx:gpu_xid_total{{gpu=\"0\",uuid=\"u\"}} 2\n"
+        );
+        Scrape::parse(&text)
+    }
+
+    #[test]
+    fn the_picture_has_rates_bars_and_trouble() {
+        let (mut before, now) = (look(10), look(30));
+        before.when = now.when - Duration::from_secs(2);
+        let lines = draw(&View { url: "http://x", before: &before, now: &now });
+        let picture = lines.join("\n");
+        for part in [
+            "m at http://x, up 1 h 1 min",
+            "3 running, 1 waiting",
+            "20.0 tok/s out",
+            "25 % 50 of 200 used",
+            "25 % 25 of 100 prompt tokens",
+            "p50 250.0 ms, p90 450.0 ms, p99 495.0 ms (now)",
+            "ITL        nothing yet",
+            "50 % 0.5 of 1.0 GiB",
+            "0.0 / 10.0 GB/s",
+            "GPU 0: clock held down by heat",
+            "GPU 0: 2 critical errors",
+        ] {
+            assert!(picture.contains(part), "{part} is not in\n{picture}");
+        }
+    }
+}
