@@ -11,6 +11,7 @@ pub mod config;
 pub mod error;
 mod fields;
 pub mod layers;
+pub mod layout;
 pub mod memory;
 pub mod place;
 pub mod rope;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use phalanx_model::layout::cards::{Card, parse_gpus};
 
 /// Serves Qwen2.5 and its family on all the GPUs, or the CPU, of this machine.
 #[derive(Debug, Parser)]
@@ -305,6 +306,13 @@ pub(crate) struct PlanArgs {
     /// Devices.
     #[arg(long, default_value_t = 4, value_parser = parse_count, value_name = "N")]
     pub(crate) devices: usize,
+    /// Compare every layout on these GPUs, for example 4x4090D or 8xH200: memory, time to the first token, tokens/s.
+    /// Without --model: Qwen2.5-7B-Instruct.
+    #[arg(long, value_parser = parse_gpus, value_name = "GPUS", conflicts_with_all = ["devices", "device_memory"])]
+    pub(crate) gpus: Option<(usize, Card)>,
+    /// What the layout is to be best at.
+    #[arg(long, value_enum, default_value_t = ObjectiveArg::Throughput, requires = "gpus")]
+    pub(crate) objective: ObjectiveArg,
     /// Share of each device's memory to use.
     #[arg(long, default_value_t = 0.95, value_parser = parse_share, value_name = "SHARE")]
     pub(crate) gpu_memory_utilization: f64,
@@ -419,6 +427,14 @@ pub(crate) enum DeviceArg {
     Gpu,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectiveArg {
+    /// One request done as soon as can be.
+    Latency,
+    /// As many tokens a second as can be, over many requests.
+    Throughput,
+}
+
 /// `32768`, `32k` (1,024 each), `128K`.
 fn parse_tokens(text: &str) -> Result<usize, String> {
     let (digits, factor) = match text.strip_suffix(['k', 'K']) {
@@ -511,6 +527,22 @@ mod tests {
         assert_eq!((serve.engine.tensor_parallel_size, serve.engine.max_model_len), (4, Some(131_072)));
         assert_eq!((serve.model.dtype, serve.port), (DtypeArg::Half, 8000));
         assert!(serve.engine.enable_chunked_prefill);
+    }
+
+    #[test]
+    fn a_machine_to_plan_for_is_read_or_the_known_cards_are_listed() {
+        let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
+        let cli = parse("phalanx plan --gpus 4x4090D --max-model-len 131072 --objective latency").unwrap();
+        let Command::Plan(plan) = cli.command else { panic!("plan") };
+        let (count, card) = plan.gpus.unwrap();
+        assert_eq!((count, card.name.as_str(), plan.objective), (4, "4090D", ObjectiveArg::Latency));
+        let unknown = parse("phalanx plan --gpus 4xVoodoo").unwrap_err().to_string();
+        assert!(unknown.contains("--gpus") && unknown.contains("4090D, 5090"), "{unknown}");
+        assert!(
+            parse("phalanx plan --objective latency").is_err(),
+            "an objective without GPUs chooses nothing"
+        );
+        assert!(parse("phalanx plan --gpus 4x4090D --devices 2").is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ const GPU_BATCHED_TOKENS: usize = 8192;
 const CPU_BLOCK_SIZE: usize = 16;
 const GPU_BLOCK_SIZE: usize = 64;
 /// Left free on a GPU for what its libraries and kernels allocate beside the plan.
-const GPU_MARGIN_BYTES: usize = 1 << 30;
+pub(crate) const GPU_MARGIN_BYTES: usize = 1 << 30;
 /// Sequences a step computes unless told otherwise.
 const SEQUENCES: usize = 256;
 /// A step of a large model on few cores may take this long: ranks wait for each other, and health for a step, no longer.

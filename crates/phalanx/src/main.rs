@@ -18,6 +18,7 @@ mod gpu;
 #[path = "no_gpu.rs"]
 mod gpu;
 mod launch;
+mod layout;
 mod no_room;
 mod plan;
 mod progress;

@@ -4,20 +4,42 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use phalanx_device::{DType, Format};
+use phalanx_model::layout::Machine;
 use phalanx_model::memory::{self, MemoryPlan};
 use phalanx_model::{Limits, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, Weights, catalogue};
 use serde_json::json;
 
 use crate::args::{DtypeArg, PlanArgs};
 use crate::files::{NoModel, weight_type};
-use crate::terminal;
+use crate::{layout, terminal};
 
 /// A model to plan for.
-struct Subject {
-    name: String,
-    config: ModelConfig,
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) config: ModelConfig,
     /// The files, where they are at hand: they say what each matrix is stored in.
     weights: Option<Weights>,
+}
+
+impl Subject {
+    /// What its memory is planned by for the context of `config`, on GPUs: 16-bit activations, keys and values.
+    pub(crate) fn request(&self, args: &PlanArgs, config: &ModelConfig) -> MemoryRequest<'_> {
+        let formats = match &self.weights {
+            Some(weights) => WeightFormats::Of(weights, weight_type(args.dtype)),
+            None => WeightFormats::Uniform(format(args.dtype)),
+        };
+        MemoryRequest {
+            formats,
+            activation_dtype: DType::BF16,
+            kv_dtype: DType::BF16,
+            block_size: args.block_size,
+            limits: Limits {
+                max_tokens: args.max_num_batched_tokens,
+                max_samples: args.max_num_seqs,
+                max_model_len: config.max_model_len,
+            },
+        }
+    }
 }
 
 /// One layout of one model.
@@ -40,7 +62,11 @@ struct Fit {
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
-    let models = models(args)?;
+    if let Some((count, card)) = &args.gpus {
+        let model = models(Some(args.model.as_deref().unwrap_or(layout::MODEL)))?.remove(0);
+        return layout::plan(args, &model, &Machine::listed(*count, card.clone()));
+    }
+    let models = models(args.model.as_deref())?;
     let mut rows = Vec::new();
     for model in &models {
         rows.extend(layouts(args.devices).map(|layout| row(args, model, layout)));
@@ -53,11 +79,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
 }
 
 /// The models asked about: one on this disk, one of Qwen2.5 by name, or all of Qwen2.5.
-fn models(args: &PlanArgs) -> Result<Vec<Subject>> {
+fn models(written: Option<&str>) -> Result<Vec<Subject>> {
     let known = catalogue::qwen2_5();
     let by_name =
         |(name, config): (&str, ModelConfig)| Subject { name: name.to_owned(), config, weights: None };
-    let models: Vec<Subject> = match args.model.as_deref() {
+    let models: Vec<Subject> = match written {
         None => known.into_iter().map(by_name).collect(),
         Some(path) if Path::new(path).exists() => {
             let path = Path::new(path);
@@ -106,28 +132,14 @@ fn row(args: &PlanArgs, model: &Subject, layout: (usize, usize)) -> Row {
     Row { model: model.name.clone(), tensor_size, num_stages, outcome }
 }
 
-/// What fits, or why nothing does. Planned for GPUs: 16-bit activations, keys and values.
+/// What fits, or why nothing does.
 fn plan_layout(
     args: &PlanArgs,
     model: &Subject,
     (tensor_size, num_stages): (usize, usize),
 ) -> Result<Fit, String> {
     let (config, _) = model.config.with_context(args.max_model_len).map_err(|error| error.to_string())?;
-    let formats = match &model.weights {
-        Some(weights) => WeightFormats::Of(weights, weight_type(args.dtype)),
-        None => WeightFormats::Uniform(format(args.dtype)),
-    };
-    let request = MemoryRequest {
-        formats,
-        activation_dtype: DType::BF16,
-        kv_dtype: DType::BF16,
-        block_size: args.block_size,
-        limits: Limits {
-            max_tokens: args.max_num_batched_tokens,
-            max_samples: args.max_num_seqs,
-            max_model_len: config.max_model_len,
-        },
-    };
+    let request = model.request(args, &config);
     let budget = (args.device_memory as f64 * args.gpu_memory_utilization) as usize;
     let plans =
         memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(|error| error.to_string())?;

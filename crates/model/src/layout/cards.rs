@@ -1,0 +1,162 @@
+//! What a GPU can do, by its name: the data of `cards.txt`, read once it is asked for.
+
+use crate::layout::links::Wiring;
+
+/// The file of cards; its head says what the columns are.
+const CARDS: &str = include_str!("cards.txt");
+
+/// One kind of GPU, as its data sheet has it or as it was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Card {
+    /// Its name in `cards.txt`, or what its driver calls it.
+    pub name: String,
+    /// Bytes of its memory.
+    pub memory_bytes: usize,
+    /// Bytes a second between its memory and its cores.
+    pub memory_bandwidth: f64,
+    /// Operations a second in dense products of 16-bit matrices, a multiplication and an addition counted as two.
+    pub tensor_flops: f64,
+    /// How it reaches others of its kind in one machine.
+    pub wiring: Wiring,
+    /// Bytes a second over that, in one direction.
+    pub link_bandwidth: f64,
+}
+
+impl Card {
+    /// The card of this name. Case, punctuation and what every name has (`NVIDIA`, `GeForce`, `RTX`) do not matter,
+    /// so a driver's name is found as well as `4090d`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let wanted = bare(name);
+        all().find(|(names, _)| names.contains(&wanted)).map(|(_, card)| card)
+    }
+
+    /// The names that [`Card::named`] knows, in the file's order, each card once.
+    #[must_use]
+    pub fn names() -> Vec<String> {
+        all().map(|(_, card)| card.name).collect()
+    }
+}
+
+/// Reads `4x4090D`, `8xH200` or `H200` (one of them).
+///
+/// # Errors
+/// A text for people: no count, or a card that the file does not have, with those it has.
+pub fn parse_gpus(text: &str) -> Result<(usize, Card), String> {
+    let counted = text.split_once(['x', 'X', '*']);
+    let (count, name) = match counted.and_then(|(count, name)| Some((count.trim().parse().ok()?, name))) {
+        Some((count, name)) => (count, name),
+        None => (1, text),
+    };
+    if !(1..=MOST_GPUS).contains(&count) {
+        return Err(format!("{text:?} is no machine such as 4x4090D: from 1 to {MOST_GPUS} GPUs"));
+    }
+    match Card::named(name) {
+        Some(card) => Ok((count, card)),
+        None => Err(format!(
+            "{:?} is no card with known figures; those are {}",
+            name.trim(),
+            Card::names().join(", ")
+        )),
+    }
+}
+
+/// GPUs of one machine.
+const MOST_GPUS: usize = 64;
+
+/// A name without what says nothing.
+fn bare(name: &str) -> String {
+    let letters = name.chars().filter(char::is_ascii_alphanumeric);
+    let mut name: String = letters.map(|letter| letter.to_ascii_lowercase()).collect();
+    for brand in ["nvidia", "geforce", "rtx"] {
+        name = name.replace(brand, "");
+    }
+    name.replace("gb", "g")
+}
+
+/// Every card, with all its names as [`bare`] leaves them.
+fn all() -> impl Iterator<Item = (Vec<String>, Card)> {
+    let lines = CARDS.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    lines.map(|line| read(line).expect("the file of cards is well formed, which a test holds"))
+}
+
+fn read(line: &str) -> Option<(Vec<String>, Card)> {
+    let mut fields = line.split_ascii_whitespace();
+    let name = fields.next()?;
+    let mut number = || fields.next()?.parse::<f64>().ok();
+    let (memory, bandwidth, tensor) = (number()?, number()?, number()?);
+    let wiring = match fields.next()? {
+        "nvlink" => Wiring::NvLink,
+        "bridge" => Wiring::Bridge,
+        "pcie" => Wiring::Pcie,
+        "host" => Wiring::Host,
+        _ => return None,
+    };
+    let link_bandwidth = fields.next()?.parse::<f64>().ok()? * 1e9;
+    let others = fields.next().unwrap_or_default().split(',').filter(|other| !other.is_empty());
+    let names = std::iter::once(name).chain(others).map(bare).collect();
+    let card = Card {
+        name: name.to_owned(),
+        memory_bytes: (memory as usize) << 20,
+        memory_bandwidth: bandwidth * 1e9,
+        tensor_flops: tensor * 1e12,
+        wiring,
+        link_bandwidth,
+    };
+    Some((names, card))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_read_and_no_name_stands_for_two_cards() {
+        let mut seen = std::collections::HashSet::new();
+        for line in CARDS.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+            let (names, card) = read(line).unwrap_or_else(|| panic!("{line}"));
+            assert!(1e11 < card.memory_bandwidth && card.memory_bandwidth < 1e13, "{line}");
+            assert!(5e13 < card.tensor_flops && card.tensor_flops < 5e15, "{line}");
+            assert!(20 << 30 < card.memory_bytes && card.memory_bytes < 300 << 30, "{line}");
+            for name in names {
+                assert!(seen.insert(name.clone()), "{name} twice");
+            }
+        }
+    }
+
+    #[test]
+    fn people_and_drivers_name_the_same_cards() {
+        let same = [
+            ("4090d", "NVIDIA GeForce RTX 4090 D"),
+            ("4090", "NVIDIA GeForce RTX 4090"),
+            ("H200", "NVIDIA H200"),
+            ("A100-80G", "NVIDIA A100-SXM4-80GB"),
+            ("A100-80G-PCIe", "NVIDIA A100 80GB PCIe"),
+            ("A100-40G", "NVIDIA A100-SXM4-40GB"),
+            ("H100", "NVIDIA H100 80GB HBM3"),
+            ("H100-PCIe", "NVIDIA H100 PCIe"),
+            ("RTX 6000 Ada", "NVIDIA RTX 6000 Ada Generation"),
+            ("A800", "NVIDIA A800-SXM4-80GB"),
+        ];
+        for (people, driver) in same {
+            assert!(Card::named(people).is_some(), "{people}");
+            assert_eq!(Card::named(people), Card::named(driver), "{people}");
+        }
+        assert_eq!(Card::named("NVIDIA GeForce GTX 1080"), None);
+    }
+
+    #[test]
+    fn machines_are_read() {
+        let read = |text| parse_gpus(text).map(|(count, card)| (count, card.name));
+        assert_eq!(read("4x4090D"), Ok((4, "4090D".to_owned())));
+        assert_eq!(read("8xH200"), Ok((8, "H200".to_owned())));
+        assert_eq!(read("2xA100-80G"), Ok((2, "A100-80G".to_owned())));
+        assert_eq!(read("h200"), Ok((1, "H200".to_owned())));
+        // A name may have an x of its own.
+        assert_eq!(read("A100-SXM4-80GB"), Ok((1, "A100-80G".to_owned())));
+        for wrong in ["", "0xH200", "65xH200", "2x", "2xVoodoo"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert!(read("2xVoodoo").unwrap_err().contains("4090D, 5090"));
+    }
+}

@@ -1,0 +1,144 @@
+//! How long ranks take to exchange data: from what was measured, or from what connects them.
+
+use crate::layout::cost::CONSTANTS;
+
+/// What lies between two GPUs of one machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// NVLink between every two.
+    NvLink,
+    /// NVLink between pairs; larger groups exchange over PCI Express.
+    Bridge,
+    /// Each reaches the others' memory over PCI Express.
+    Pcie,
+    /// None reaches another's memory: everything goes through the host's.
+    Host,
+}
+
+/// How fast the PCI Express is that a bridged card has as well, in bytes a second and direction.
+const PCIE_BANDWIDTH: f64 = 50e9;
+
+/// Measured times of all-reduces among so many ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AllReduceTimes {
+    /// Ranks of the group.
+    pub ranks: usize,
+    /// Bytes each rank has, ascending, and the microseconds until all have the sum.
+    pub times: Vec<(usize, f64)>,
+}
+
+/// The links of one machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Links {
+    /// What they are.
+    pub wiring: Wiring,
+    /// Bytes a second between two GPUs in one direction.
+    pub bandwidth: f64,
+    /// What was measured here; groups of other sizes are predicted from the two fields above.
+    pub measured: Vec<AllReduceTimes>,
+}
+
+impl Links {
+    /// Seconds until each of `ranks` ranks has the sum of their arrays of `bytes` bytes.
+    #[must_use]
+    pub fn all_reduce_seconds(&self, ranks: usize, bytes: f64) -> f64 {
+        if ranks < 2 {
+            return 0.0;
+        }
+        match self.measured.iter().find(|group| group.ranks == ranks && !group.times.is_empty()) {
+            Some(group) => interpolated(&group.times, bytes) * 1e-6,
+            None => self.predicted(ranks, bytes),
+        }
+    }
+
+    /// Seconds to hand `bytes` bytes from one stage to the next.
+    #[must_use]
+    pub fn hand_over_seconds(&self, bytes: f64) -> f64 {
+        let (latency_us, share) = self.quality(2);
+        latency_us * 1e-6 + bytes / (self.bandwidth * share)
+    }
+
+    /// Each rank sends its part to all others twice: once to be added, once as a sum. Where they do not have a link
+    /// for every pair, all of that shares the way through the host.
+    fn predicted(&self, ranks: usize, bytes: f64) -> f64 {
+        let (latency_us, share) = self.quality(ranks);
+        let (size, others) = (ranks as f64, (ranks - 1) as f64);
+        let (bandwidth, turns) = match self.wiring {
+            Wiring::NvLink => (self.bandwidth, 2.0 * others / size),
+            Wiring::Bridge if ranks == 2 => (self.bandwidth, 1.0),
+            Wiring::Bridge => (PCIE_BANDWIDTH, others),
+            Wiring::Pcie | Wiring::Host => (self.bandwidth, others),
+        };
+        latency_us * 1e-6 + turns * bytes / (bandwidth * share)
+    }
+
+    /// Microseconds of the shortest exchange, and the share of the bandwidth that a long one reaches.
+    fn quality(&self, ranks: usize) -> (f64, f64) {
+        match self.wiring {
+            Wiring::NvLink => CONSTANTS.nvlink,
+            Wiring::Bridge if ranks == 2 => CONSTANTS.nvlink,
+            Wiring::Bridge | Wiring::Pcie => CONSTANTS.pcie,
+            Wiring::Host => CONSTANTS.host,
+        }
+    }
+}
+
+/// The time between two measured sizes, on the straight line between them; beyond the last one at its rate.
+fn interpolated(times: &[(usize, f64)], bytes: f64) -> f64 {
+    let (first, last) = (times[0], times[times.len() - 1]);
+    if bytes <= first.0 as f64 {
+        return first.1;
+    }
+    for pair in times.windows(2) {
+        let ((small, short), (large, long)) = (pair[0], pair[1]);
+        if bytes <= large as f64 {
+            let share = (bytes - small as f64) / (large - small).max(1) as f64;
+            return short + share * (long - short);
+        }
+    }
+    last.1 * bytes / last.0.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two H200, over peer memory, in a graph (docs/benchmarks.md).
+    const H200_PAIR: [(usize, f64); 5] =
+        [(7168, 5.0), (57_344, 5.8), (458_752, 7.5), (7_340_032, 36.0), (58_720_256, 298.0)];
+
+    fn links(measured: Vec<AllReduceTimes>) -> Links {
+        Links { wiring: Wiring::NvLink, bandwidth: 450e9, measured }
+    }
+
+    #[test]
+    fn measured_times_are_taken_where_there_are_some() {
+        let links = links(vec![AllReduceTimes { ranks: 2, times: H200_PAIR.to_vec() }]);
+        for (bytes, us) in H200_PAIR {
+            assert!((links.all_reduce_seconds(2, bytes as f64) * 1e6 - us).abs() < 1e-6);
+        }
+        assert!((links.all_reduce_seconds(2, 1.0) * 1e6 - 5.0).abs() < 1e-6);
+        assert!((links.all_reduce_seconds(2, 2.0 * 58_720_256.0) * 1e6 - 596.0).abs() < 1e-6);
+        assert!(links.all_reduce_seconds(4, 7168.0) != links.all_reduce_seconds(2, 7168.0));
+    }
+
+    #[test]
+    fn two_h200_are_predicted_within_a_quarter() {
+        for (bytes, us) in H200_PAIR {
+            let predicted = links(Vec::new()).all_reduce_seconds(2, bytes as f64) * 1e6;
+            let ratio = predicted / us;
+            assert!((0.75..1.25).contains(&ratio), "{bytes} bytes: {predicted} us for {us}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_exchanged_alone_and_more_ranks_take_no_less() {
+        for wiring in [Wiring::NvLink, Wiring::Bridge, Wiring::Pcie, Wiring::Host] {
+            let links = Links { wiring, ..links(Vec::new()) };
+            assert_eq!(links.all_reduce_seconds(1, 1e9), 0.0);
+            for ranks in 2..8 {
+                assert!(links.all_reduce_seconds(ranks, 1e6) <= links.all_reduce_seconds(ranks + 1, 1e6));
+            }
+        }
+    }
+}

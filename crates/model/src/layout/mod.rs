@@ -1,0 +1,269 @@
+//! What each way to lay a model over GPUs would give, before anything is loaded: memory, time to the first token,
+//! tokens a second. Pure data in, pure data out.
+//!
+//! A layout is `dp x pp x tp`: replicas of the whole model, stages (spans of layers) of a replica, ranks that split each
+//! layer. [`compare`] predicts every one that a machine has GPUs for; [`choose::choose`] takes one for an objective.
+//!
+//! # The model of time
+//!
+//! It has few constants ([`cost::CONSTANTS`]), all of them physical, and no table of results:
+//!
+//! - A product of `m` rows with a matrix takes `hypot(bytes / bandwidth, operations / rate)`: with few rows it reads the
+//!   matrix, with many it computes. Each kernel adds a few microseconds in which the card neither reads nor computes, so
+//!   that small matrices reach less of the bandwidth than large ones: 33 MB (qkv of a 7B model) 3.5 TB/s of an H200's
+//!   4.8, its output matrix of 1.1 GB 4.5.
+//! - Attention reads the keys and values of every context (decoding) or computes with them (prompts).
+//! - Norms, RoPE and SiLU read and write activations, which counts for prompts; a layer's ten kernels count for decoding.
+//! - Ranks of a layer sum twice a layer, latency plus bytes through the links ([`links::Links`], measured or listed), and
+//!   the slowest rank decides: 28 heads over 3 ranks are 10, 9, 9.
+//! - A decode step is its layers, the logits and what the host does for each step and sequence. Through a pipeline
+//!   go as many steps as it has stages: the slowest stage sets the pace, or the way of one step through all stages.
+//! - A prompt goes in chunks, which follow one another through the stages. The first token comes when the last chunk
+//!   has left the last stage.
+//!
+//! Each of dp, pp and tp follows from this: replicas share the requests and nothing else, stages read fewer layers for each
+//! step but wait for each other, ranks of a layer read their part of it at the same time and pay for the sums.
+
+pub mod cards;
+pub mod choose;
+pub mod cost;
+pub mod links;
+pub mod table;
+
+use std::fmt;
+
+use crate::config::ModelConfig;
+use crate::layout::cards::Card;
+use crate::layout::cost::{CONSTANTS, RankCost, ReplicaCost};
+use crate::layout::links::Links;
+use crate::memory::{self, MemoryPlan, MemoryRequest};
+use crate::weights::shard::Shards;
+
+/// Prompt lengths whose first token is predicted.
+pub const PROMPT_LENS: [usize; 4] = [4096, 16_384, 65_536, 131_072];
+/// Numbers of sequences whose decoding is predicted.
+pub const BATCH_SIZES: [usize; 4] = [1, 8, 64, 256];
+/// Tokens before the one that is decoded, in those predictions.
+pub const DECODE_CONTEXT: usize = 300;
+/// Prompt and answer of the requests that total throughput is predicted for.
+pub const TRAFFIC: (usize, usize) = (1024, 256);
+/// Prompt and answer of the request, alone on the machine, that latency is judged by.
+pub const SINGLE: (usize, usize) = (4096, 512);
+
+/// How a model is laid over GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Replicas of the whole model (data parallel).
+    pub replicas: usize,
+    /// Spans of layers of each replica (pipeline parallel).
+    pub num_stages: usize,
+    /// Ranks that split each layer (tensor parallel).
+    pub tensor_size: usize,
+}
+
+impl Layout {
+    /// GPUs it takes.
+    #[must_use]
+    pub fn num_gpus(&self) -> usize {
+        self.replicas * self.num_stages * self.tensor_size
+    }
+
+    /// Every layout of up to `num_gpus` GPUs, those that use few of them first.
+    #[must_use]
+    pub fn candidates(num_gpus: usize) -> Vec<Self> {
+        let mut all = Vec::new();
+        for replicas in 1..=num_gpus {
+            for num_stages in 1..=num_gpus / replicas {
+                for tensor_size in 1..=num_gpus / replicas / num_stages {
+                    all.push(Self { replicas, num_stages, tensor_size });
+                }
+            }
+        }
+        all.sort_by_key(|layout| (layout.num_gpus(), layout.replicas, layout.num_stages));
+        all
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {} x {}", self.replicas, self.num_stages, self.tensor_size)
+    }
+}
+
+/// GPUs of one kind, and what connects them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// Each of them.
+    pub card: Card,
+    /// How many.
+    pub num_gpus: usize,
+    /// What lies between them.
+    pub links: Links,
+}
+
+impl Machine {
+    /// So many cards, connected as their data sheet has it.
+    #[must_use]
+    pub fn listed(num_gpus: usize, card: Card) -> Self {
+        let links = Links { wiring: card.wiring, bandwidth: card.link_bandwidth, measured: Vec::new() };
+        Self { card, num_gpus, links }
+    }
+
+    /// Bytes a second that streaming reaches.
+    pub(crate) fn stream_bandwidth(&self) -> f64 {
+        self.card.memory_bandwidth * CONSTANTS.stream_share
+    }
+}
+
+/// What is to be laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The model, for the context wanted.
+    pub config: &'a ModelConfig,
+    /// What its memory is planned by; `limits` are the largest step's.
+    pub request: &'a MemoryRequest<'a>,
+    /// Bytes of each GPU that a rank may use.
+    pub budget_bytes: usize,
+}
+
+/// What is expected of one layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// Which.
+    pub layout: Layout,
+    /// Its figures, or why it cannot be.
+    pub outcome: Result<Figures, String>,
+}
+
+/// Figures of a layout that fits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// Weights of the fullest GPU, in bytes.
+    pub weights_bytes: usize,
+    /// Its workspace and tables.
+    pub other_bytes: usize,
+    /// Keys and values of a token on it.
+    pub kv_bytes_per_token: usize,
+    /// Tokens that one replica's KV cache holds.
+    pub cached_tokens: usize,
+    /// Seconds to the first token for each of [`PROMPT_LENS`]; none where the cache or the context is too short.
+    pub first_token_seconds: [Option<f64>; PROMPT_LENS.len()],
+    /// Seconds a token for each of [`BATCH_SIZES`] at a context of [`DECODE_CONTEXT`]; none where they do not fit at once.
+    pub step_seconds: [Option<f64>; BATCH_SIZES.len()],
+    /// Seconds of one [`SINGLE`] request alone, or of the longest that fits in its place.
+    pub single_seconds: f64,
+    /// Tokens a second, in and out, under a crowd of [`TRAFFIC`] requests.
+    pub tokens_per_second: f64,
+}
+
+impl Figures {
+    /// Output tokens a second for each of [`BATCH_SIZES`].
+    #[must_use]
+    pub fn decode_rates(&self) -> [Option<f64>; BATCH_SIZES.len()] {
+        let mut rates = [None; BATCH_SIZES.len()];
+        for ((rate, seconds), batch) in rates.iter_mut().zip(self.step_seconds).zip(BATCH_SIZES) {
+            *rate = seconds.map(|seconds| batch as f64 / seconds);
+        }
+        rates
+    }
+}
+
+/// Predicts every layout the machine has GPUs for.
+#[must_use]
+pub fn compare(machine: &Machine, subject: &Subject<'_>) -> Vec<Prediction> {
+    let layouts = Layout::candidates(machine.num_gpus);
+    layouts
+        .into_iter()
+        .map(|layout| Prediction { layout, outcome: predict(machine, subject, layout) })
+        .collect()
+}
+
+/// The figures of one layout.
+///
+/// # Errors
+/// A sentence that says why it cannot be: the model cannot be dealt that way, or does not fit.
+pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Result<Figures, String> {
+    let Subject { config, request, budget_bytes } = *subject;
+    let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, request)
+        .map_err(|error| error.to_string())?;
+    let fullest =
+        plans.iter().min_by_key(|plan| plan.tokens_that_fit(budget_bytes)).expect("there is a rank");
+    let cached_tokens = fullest.tokens_that_fit(budget_bytes);
+    if cached_tokens == 0 {
+        return Err(does_not_fit(&plans, budget_bytes));
+    }
+    let ranks = plans.iter().map(|plan| {
+        let shards = Shards::new(config, plan.place, &request.formats).map_err(|error| error.to_string())?;
+        Ok(RankCost::new(config, &shards, plan))
+    });
+    let ranks = ranks.collect::<Result<Vec<_>, String>>()?;
+    let replica = ReplicaCost::new(config, &ranks, layout.tensor_size);
+    let timed = Timed { machine, replica: &replica, layout, chunk_len: request.limits.max_tokens };
+    let longest = config.max_model_len.min(cached_tokens);
+    Ok(Figures {
+        weights_bytes: fullest.weights_bytes,
+        other_bytes: fullest.rope_bytes + fullest.workspace_bytes,
+        kv_bytes_per_token: fullest.kv_bytes_per_token,
+        cached_tokens,
+        // A prompt of the whole context leaves no room for an answer, but is what people ask about.
+        first_token_seconds: PROMPT_LENS.map(|len| (len <= longest).then(|| timed.first_token(len))),
+        step_seconds: BATCH_SIZES.map(|batch| timed.decode(batch, cached_tokens, request.limits.max_samples)),
+        single_seconds: timed.single(longest),
+        tokens_per_second: timed.crowd(longest, cached_tokens, request.limits.max_samples),
+    })
+}
+
+fn does_not_fit(plans: &[MemoryPlan], budget_bytes: usize) -> String {
+    let needed = plans.iter().map(|plan| plan.fixed_bytes() + plan.kv_bytes_per_block).max().unwrap_or(0);
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    format!("a GPU needs {:.1} GiB before the first token and may use {:.1}", gib(needed), gib(budget_bytes))
+}
+
+/// A layout whose time is asked about.
+struct Timed<'a> {
+    machine: &'a Machine,
+    replica: &'a ReplicaCost,
+    layout: Layout,
+    chunk_len: usize,
+}
+
+impl Timed<'_> {
+    fn first_token(&self, prompt_len: usize) -> f64 {
+        self.replica.first_token_seconds(self.machine, prompt_len, self.chunk_len)
+    }
+
+    /// Seconds a token of `batch` sequences dealt to the replicas, when each has room for its part.
+    fn decode(&self, batch: usize, cached_tokens: usize, max_sequences: usize) -> Option<f64> {
+        let part = batch.div_ceil(self.layout.replicas);
+        let fits = part * DECODE_CONTEXT <= cached_tokens && part <= max_sequences;
+        fits.then(|| self.replica.decode_seconds(self.machine, part as f64, DECODE_CONTEXT as f64))
+    }
+
+    /// One request alone, shortened to what fits.
+    fn single(&self, longest: usize) -> f64 {
+        let (input, output) = shortened(SINGLE, longest);
+        let context = (input + output / 2) as f64;
+        self.first_token(input) + output as f64 * self.replica.decode_seconds(self.machine, 1.0, context)
+    }
+
+    /// As many requests at once as each replica has room and seats for.
+    fn crowd(&self, longest: usize, cached_tokens: usize, max_sequences: usize) -> f64 {
+        let (input, output) = shortened(TRAFFIC, longest);
+        let at_once = (cached_tokens / (input + output)).clamp(1, max_sequences);
+        let lens = (input as f64, output as f64);
+        let of_one = self.replica.traffic(self.machine, at_once as f64, lens, self.chunk_len as f64);
+        of_one * self.layout.replicas as f64
+    }
+}
+
+/// A request's two lengths, in the same proportion, of `longest` tokens together at most.
+fn shortened((input, output): (usize, usize), longest: usize) -> (usize, usize) {
+    let whole = input + output;
+    if whole <= longest {
+        return (input, output);
+    }
+    ((input * longest / whole).max(1), (output * longest / whole).max(1))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! The predictor against everything measured, and what must hold of any prediction.
+
+use phalanx_device::{DType, Format};
+
+use super::choose::{Objective, choose};
+use super::*;
+use crate::catalogue;
+use crate::memory::Limits;
+use crate::weights::WeightFormats;
+
+fn config(context: usize) -> ModelConfig {
+    let models = catalogue::qwen2_5();
+    let (_, config) = models.iter().find(|(name, _)| name.contains("-7B")).unwrap();
+    config.with_context(Some(context)).unwrap().0
+}
+
+fn request(context: usize) -> MemoryRequest<'static> {
+    MemoryRequest {
+        formats: WeightFormats::Uniform(Format::BF16),
+        activation_dtype: DType::BF16,
+        kv_dtype: DType::BF16,
+        block_size: 64,
+        limits: Limits { max_tokens: 8192, max_samples: 256, max_model_len: context },
+    }
+}
+
+fn machine(gpus: &str) -> Machine {
+    let (count, card) = cards::parse_gpus(gpus).unwrap();
+    Machine::listed(count, card)
+}
+
+/// 92 % of a card, less a gigabyte.
+fn budget(machine: &Machine) -> usize {
+    machine.card.memory_bytes / 100 * 92 - (1 << 30)
+}
+
+fn compared(gpus: &str, context: usize) -> Vec<Prediction> {
+    let (machine, config, request) = (machine(gpus), config(context), request(context));
+    let budget_bytes = budget(&machine);
+    compare(&machine, &Subject { config: &config, request: &request, budget_bytes })
+}
+
+fn replica(tensor_size: usize, num_stages: usize) -> ReplicaCost {
+    let (config, request) = (config(131_072), request(131_072));
+    let plans = memory::plan_layout(&config, tensor_size, num_stages, &request).unwrap();
+    let rank = |plan: &MemoryPlan| {
+        let shards = Shards::new(&config, plan.place, &request.formats).unwrap();
+        RankCost::new(&config, &shards, plan)
+    };
+    ReplicaCost::new(&config, &plans.iter().map(rank).collect::<Vec<_>>(), tensor_size)
+}
+
+/// Tensor ranks, sequences at once, tokens a second: `docs/benchmarks.md`, contexts of 32 to 96 tokens.
+const MEASURED_DECODING: [(usize, usize, f64); 9] = [
+    (1, 1, 243.0),
+    (1, 8, 1791.0),
+    (1, 32, 6234.0),
+    (1, 64, 12_254.0),
+    (1, 256, 29_885.0),
+    (2, 1, 345.0),
+    (2, 8, 2478.0),
+    (2, 64, 15_962.0),
+    (2, 256, 37_232.0),
+];
+
+/// Tensor ranks, tokens of the prompt, milliseconds to the first token: the same page.
+const MEASURED_FIRST_TOKENS: [(usize, usize, f64); 8] = [
+    (1, 512, 10.8),
+    (1, 4096, 92.5),
+    (1, 16_384, 439.0),
+    (2, 4096, 54.9),
+    (2, 16_384, 280.0),
+    (2, 16_384, 251.0),
+    (2, 65_536, 1675.0),
+    (2, 130_000, 4909.0),
+];
+
+#[test]
+fn every_measured_row_is_predicted_within_a_fifth() {
+    let machine = machine("2xH200");
+    let mut wrong = Vec::new();
+    let mut check = |what: String, predicted: f64, measured: f64| {
+        if !(0.8..1.25).contains(&(predicted / measured)) {
+            wrong.push(format!("{what}: {predicted:.2} ms predicted, {measured:.2} measured"));
+        }
+    };
+    for (tensor_size, batch, rate) in MEASURED_DECODING {
+        let predicted = replica(tensor_size, 1).decode_seconds(&machine, batch as f64, 64.0);
+        check(format!("TP {tensor_size}, {batch} at once"), predicted * 1e3, batch as f64 / rate * 1e3);
+    }
+    for (tensor_size, prompt_len, ms) in MEASURED_FIRST_TOKENS {
+        let predicted = replica(tensor_size, 1).first_token_seconds(&machine, prompt_len, 8192);
+        check(format!("TP {tensor_size}, first token after {prompt_len}"), predicted * 1e3, ms);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn candidates_are_all_products_up_to_the_gpus() {
+    for (num_gpus, count) in [(1, 1), (2, 4), (3, 7), (4, 13), (8, 38)] {
+        let layouts = Layout::candidates(num_gpus);
+        assert_eq!(layouts.len(), count, "{num_gpus}");
+        assert!(layouts.iter().all(|layout| layout.num_gpus() <= num_gpus));
+    }
+    let uneven = Layout { replicas: 1, num_stages: 1, tensor_size: 3 };
+    assert!(Layout::candidates(4).contains(&uneven));
+}
+
+fn figures(predictions: &[Prediction], layout: (usize, usize, usize)) -> Figures {
+    let (replicas, num_stages, tensor_size) = layout;
+    let layout = Layout { replicas, num_stages, tensor_size };
+    predictions.iter().find(|prediction| prediction.layout == layout).unwrap().outcome.clone().unwrap()
+}
+
+#[test]
+fn parallel_sizes_do_what_they_are_for() {
+    let all = compared("4xH200", 131_072);
+    let one = figures(&all, (1, 1, 1));
+    let (dp, pp, tp) = (figures(&all, (4, 1, 1)), figures(&all, (1, 4, 1)), figures(&all, (1, 1, 4)));
+    // Replicas: four times the tokens, no request sooner.
+    assert!((dp.tokens_per_second / one.tokens_per_second - 4.0).abs() < 1e-9);
+    assert_eq!(dp.first_token_seconds, one.first_token_seconds);
+    assert_eq!(dp.cached_tokens, one.cached_tokens);
+    // Ranks of a layer: each request sooner, all of them together at less than replicas.
+    assert!(tp.single_seconds < one.single_seconds / 1.5);
+    assert!(tp.tokens_per_second < dp.tokens_per_second);
+    // Stages: a short prompt is no sooner, a long one is; a single answer is no faster.
+    let first = |figures: &Figures, index: usize| figures.first_token_seconds[index].unwrap();
+    assert!(first(&one, 0) <= first(&pp, 0));
+    assert!(first(&pp, 3) < first(&one, 3) / 2.0);
+    assert!(one.step_seconds[0] <= pp.step_seconds[0]);
+    assert!(pp.step_seconds[3].unwrap() < one.step_seconds[3].unwrap());
+    // Both share the weights out and cache more.
+    assert!(pp.weights_bytes < one.weights_bytes / 2 && tp.weights_bytes < one.weights_bytes / 3);
+    assert!(one.cached_tokens * 4 < tp.cached_tokens);
+}
+
+#[test]
+fn uneven_ranks_lie_between_even_ones() {
+    let all = compared("4xH200", 32_768);
+    let single = |tensor_size| figures(&all, (1, 1, tensor_size)).single_seconds;
+    assert!(single(4) < single(3) && single(3) < single(2));
+}
+
+#[test]
+fn what_cannot_be_says_why() {
+    let all = compared("1x3090", 32_768);
+    assert!(all[0].outcome.is_ok(), "7B in 16 bits just fits into 24 GiB");
+    let small =
+        Machine { card: Card { memory_bytes: 12 << 30, ..machine("1x3090").card }, ..machine("2x3090") };
+    let (config, request) = (config(32_768), request(32_768));
+    let subject = Subject { config: &config, request: &request, budget_bytes: budget(&small) };
+    let all = compare(&small, &subject);
+    let reason = all[0].outcome.clone().unwrap_err();
+    assert!(reason.contains("a GPU needs 1") && reason.contains("may use 10.0"), "{reason}");
+    assert!(figures(&all, (1, 1, 2)).weights_bytes < 9 << 30);
+    let choice = choose(&all, Objective::Throughput, 32_768).unwrap();
+    assert!(choice.layout.replicas == 1 && choice.layout.num_gpus() == 2, "{}", choice.reason);
+    let many = Layout { replicas: 1, num_stages: 1, tensor_size: 29 };
+    let reason = predict(&machine("29xH200"), &subject, many).unwrap_err();
+    assert!(reason.contains("--tensor-parallel-size 29"), "{reason}");
+    let tiny = Subject { budget_bytes: 1 << 30, ..subject };
+    let reason = choose(&compare(&small, &tiny), Objective::Latency, 32_768).unwrap_err();
+    assert!(reason.contains("no layout fits") && reason.contains("GiB"), "{reason}");
+}
+
+#[test]
+fn the_objective_decides_and_the_reason_says_what_the_other_would_give() {
+    let all = compared("2xH200", 32_768);
+    let layout = |objective| {
+        let choice = choose(&all, objective, 32_768).unwrap();
+        assert_eq!(all[choice.index].layout, choice.layout);
+        (choice.layout.to_string(), choice.reason)
+    };
+    let (throughput, reason) = layout(Objective::Throughput);
+    assert_eq!(throughput, "2 x 1 x 1");
+    assert!(reason.contains("1 x 1 x 2 answers one request") && reason.contains("--objective latency"));
+    let (latency, reason) = layout(Objective::Latency);
+    assert_eq!(latency, "1 x 1 x 2");
+    assert!(reason.contains("--objective throughput"), "{reason}");
+}
+
+/// A 24 GiB card holds a 7B model or 128K of context, not both: whatever is wanted, ranks must share.
+#[test]
+fn the_context_comes_before_the_objective() {
+    let all = compared("4x4090D", 131_072);
+    for objective in [Objective::Latency, Objective::Throughput] {
+        let choice = choose(&all, objective, 131_072).unwrap();
+        let chosen = all[choice.index].outcome.clone().unwrap();
+        assert!(131_072 <= chosen.cached_tokens, "{}", choice.reason);
+        assert!(choice.layout.tensor_size * choice.layout.num_stages > 1);
+    }
+    // None of one GPU's layouts does: then the one that holds the most, and the reason says so.
+    let choice = choose(&compared("1x4090D", 131_072), Objective::Latency, 131_072).unwrap();
+    assert!(choice.reason.starts_with("none holds a sequence of 131072 tokens"), "{}", choice.reason);
+}
+
+#[test]
+fn the_table_has_a_line_for_each_candidate_and_marks_one() {
+    let predictions = compared("2x4090D", 32_768);
+    let choice = choose(&predictions, Objective::Throughput, 32_768);
+    let lines = predictions.len();
+    let table = table::Comparison { predictions, objective: Objective::Throughput, choice }.to_string();
+    assert_eq!(table.lines().count(), lines + 3, "{table}");
+    assert_eq!(table.lines().filter(|line| line.starts_with("> ")).count(), 1, "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= 200), "{table}");
+}
