@@ -42,6 +42,8 @@ impl Engine {
             max_model_len: options.scheduler.max_model_len,
             max_queue: options.max_queue,
             eos_token_ids: options.eos_token_ids,
+            block_size: options.scheduler.block_size,
+            prefix_blocks: if options.scheduler.prefix_cache { options.scheduler.num_blocks } else { 0 },
         };
         let scheduler = Scheduler::new(options.scheduler)?;
         let shared = Arc::new(Shared::new(limits));
@@ -85,7 +87,9 @@ impl EngineHandle {
         }
         self.take_place_in_queue()?;
         self.shared.live.fetch_add(1, Ordering::Relaxed);
-        self.shared.outstanding_tokens.fetch_add(lowered.budget, Ordering::Relaxed);
+        self.shared
+            .outstanding_tokens
+            .fetch_add(lowered.prompt_load + lowered.answer_load, Ordering::Relaxed);
         let key = RequestKey(self.shared.next_request.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = unbounded();
         let accepted = Accepted { key, lowered, events: sender, submitted: Instant::now() };
@@ -107,6 +111,8 @@ impl EngineHandle {
         let mut snapshot = self.shared.published().snapshot.clone();
         snapshot.queued_requests = self.shared.queued.load(Ordering::Relaxed);
         snapshot.live_requests = self.shared.live.load(Ordering::Relaxed);
+        snapshot.routed_requests = self.shared.routed_requests.load(Ordering::Relaxed);
+        snapshot.prefix_routed_tokens = self.shared.prefix_routed_tokens.load(Ordering::Relaxed);
         snapshot
     }
 
@@ -133,10 +139,31 @@ impl EngineHandle {
         self.shared.wait_for_end(grace.saturating_add(LAST_STEP))
     }
 
-    /// Tokens that accepted requests may still need, prompts and answers.
+    /// Tokens that accepted requests are expected to need still: prompts until their first token, answers until the end.
     #[must_use]
     pub fn outstanding_tokens(&self) -> usize {
         self.shared.outstanding_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Requests that the router gave to this engine.
+    pub(crate) fn routed_requests(&self) -> u64 {
+        self.shared.routed_requests.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request of the router's, of which it took `spared` tokens for known here.
+    pub(crate) fn note_routed(&self, spared: usize) {
+        self.shared.routed_requests.fetch_add(1, Ordering::Relaxed);
+        self.shared.prefix_routed_tokens.fetch_add(spared as u64, Ordering::Relaxed);
+    }
+
+    /// Tokens of a KV block.
+    pub(crate) fn block_size(&self) -> usize {
+        self.shared.limits.block_size
+    }
+
+    /// Blocks of its pool that keep what was computed for later prompts; 0 without a prefix cache.
+    pub(crate) fn prefix_blocks(&self) -> usize {
+        self.shared.limits.prefix_blocks
     }
 
     /// Tokens of the longest sequence, prompt and answer together.

@@ -14,6 +14,7 @@
 mod answer;
 mod handle;
 mod histogram;
+mod known;
 mod metrics;
 mod options;
 mod output;

@@ -26,6 +26,10 @@ pub struct Snapshot {
     pub queued_requests: usize,
     /// Gauge: requests accepted that have not ended.
     pub live_requests: usize,
+    /// Counter: requests that the router gave to this engine.
+    pub routed_requests: u64,
+    /// Counter: tokens of their prompts that the router took for known here.
+    pub prefix_routed_tokens: u64,
     /// Counter: prompt tokens of requests that got their first token.
     pub prompt_tokens: u64,
     /// Counter: how many of them had not to be computed; `scheduler.prefix_hits` counts them for each of `n` answers.
@@ -86,6 +90,8 @@ impl Snapshot {
             scheduler: Stats::default(),
             queued_requests: 0,
             live_requests: 0,
+            routed_requests: 0,
+            prefix_routed_tokens: 0,
             prompt_tokens: 0,
             cached_prompt_tokens: 0,
             generation_tokens: 0,

@@ -23,7 +23,9 @@ struct Live {
     prompt_tokens: usize,
     cached_tokens: Option<usize>,
     preemptions: usize,
-    budget: usize,
+    /// Its part of the engine's outstanding tokens: the prompt's until the first token, the answers' until the end.
+    prompt_load: usize,
+    answer_load: usize,
     submitted: Instant,
     first_step: Option<Instant>,
     first_token: Option<Instant>,
@@ -90,7 +92,8 @@ impl Requests {
             prompt_tokens: request.prompt.len(),
             cached_tokens: None,
             preemptions: 0,
-            budget: lowered.budget,
+            prompt_load: lowered.prompt_load,
+            answer_load: lowered.answer_load,
             submitted,
             first_step: None,
             first_token: None,
@@ -134,6 +137,8 @@ impl Requests {
         // Siblings find the first one's prompt computed; what the cache spared the request is the least of them.
         let cached = live.cached_tokens.map_or(update.cached_tokens, |least| least.min(update.cached_tokens));
         live.cached_tokens = Some(cached);
+        // The prompt is computed, which nobody waits for any more.
+        self.shared.outstanding_tokens.fetch_sub(std::mem::take(&mut live.prompt_load), Ordering::Relaxed);
         let still_scheduled = update.finish.is_none();
         let delta = live.answers[index].push(token, update);
         observe_token(live, index, now, figures);
@@ -204,7 +209,7 @@ impl Requests {
             self.shared.queued.fetch_sub(1, Ordering::Relaxed);
         }
         self.shared.live.fetch_sub(1, Ordering::Relaxed);
-        self.shared.outstanding_tokens.fetch_sub(live.budget, Ordering::Relaxed);
+        self.shared.outstanding_tokens.fetch_sub(live.prompt_load + live.answer_load, Ordering::Relaxed);
         Some(live)
     }
 }

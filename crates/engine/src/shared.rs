@@ -57,8 +57,11 @@ pub(crate) struct Shared {
     pub(crate) queued: AtomicUsize,
     /// Requests accepted that have not ended.
     pub(crate) live: AtomicUsize,
-    /// Tokens that accepted requests may still need, prompts and answers: what the router balances.
+    /// Tokens that accepted requests are expected to need still: what the router balances.
     pub(crate) outstanding_tokens: AtomicUsize,
+    /// Requests that the router gave to this engine, and their tokens that it took for known here.
+    pub(crate) routed_requests: AtomicU64,
+    pub(crate) prefix_routed_tokens: AtomicU64,
     pub(crate) next_request: AtomicU64,
 }
 
@@ -73,6 +76,8 @@ impl Shared {
             queued: AtomicUsize::new(0),
             live: AtomicUsize::new(0),
             outstanding_tokens: AtomicUsize::new(0),
+            routed_requests: AtomicU64::new(0),
+            prefix_routed_tokens: AtomicU64::new(0),
             next_request: AtomicU64::new(0),
         }
     }

@@ -16,6 +16,8 @@ const MAX_STOP_STRINGS: usize = 16;
 const MAX_STOP_TOKENS: usize = 128;
 /// Bytes of one stop string, and of a cache salt.
 const MAX_STRING_BYTES: usize = 1024;
+/// A request may have the whole context for its answer and hardly any takes it: the load that one is counted as, at most.
+const LIKELY_ANSWER_LEN: usize = 256;
 /// Temperatures below this are greedy: dividing logits by less would leave the range of f32.
 const GREEDY_BELOW: f32 = 1e-5;
 
@@ -26,6 +28,10 @@ pub(crate) struct Limits {
     pub(crate) max_model_len: usize,
     pub(crate) max_queue: usize,
     pub(crate) eos_token_ids: Vec<TokenId>,
+    /// Tokens of a KV block.
+    pub(crate) block_size: usize,
+    /// Blocks that may be found again by other prompts.
+    pub(crate) prefix_blocks: usize,
 }
 
 /// A request in the scheduler's words: every number in it is safe to use.
@@ -38,8 +44,10 @@ pub(crate) struct Lowered {
     pub(crate) sampling: Vec<Arc<SamplingParams>>,
     /// The tokens that end an answer.
     pub(crate) stop_token_ids: Vec<TokenId>,
-    /// Tokens it may take, prompt and answers.
-    pub(crate) budget: usize,
+    /// Tokens to be computed before its first one.
+    pub(crate) prompt_load: usize,
+    /// Tokens its answers are expected to have.
+    pub(crate) answer_load: usize,
 }
 
 /// Checks a request and puts it in the scheduler's words.
@@ -65,8 +73,14 @@ pub(crate) fn lower(request: Request, limits: &Limits) -> Result<Lowered, Reques
     let params = sampling_params(&request, &stop_token_ids);
     let sampling = (0..request.n)
         .map(|index| Arc::new(SamplingParams { seed: answer_seed(seed, index), ..params.clone() }));
-    let budget = request.prompt.len() + request.n * max_new_tokens;
-    Ok(Lowered { max_new_tokens, sampling: sampling.collect(), stop_token_ids, budget, request })
+    Ok(Lowered {
+        max_new_tokens,
+        sampling: sampling.collect(),
+        stop_token_ids,
+        prompt_load: request.prompt.len(),
+        answer_load: request.n * max_new_tokens.min(LIKELY_ANSWER_LEN),
+        request,
+    })
 }
 
 fn check_prompt(request: &Request, limits: &Limits) -> Result<(), RequestError> {

@@ -191,6 +191,12 @@ fn counters(page: &mut Page<'_>) {
     let rejected: [(&str, Count); 2] =
         [("overloaded", |s| s.rejected_overloaded), ("invalid", |s| s.rejected_invalid)];
     page.counter("vllm:admission_rejections_total", "Requests refused, by reason.", "reason", &rejected);
+    one(page, "phalanx:routed_requests_total", "Requests that the router gave to this engine.", |s| {
+        s.routed_requests
+    });
+    one(page, "phalanx:prefix_routed_tokens_total", "Their prompt tokens taken for known to it.", |s| {
+        s.prefix_routed_tokens
+    });
     one(page, "phalanx:steps_total", "Steps scheduled.", |s| s.scheduler.steps);
     one(page, "phalanx:computed_tokens_total", "Tokens scheduled to be computed.", |s| {
         s.scheduler.computed_tokens

@@ -3,5 +3,6 @@
 mod fake;
 mod lifecycle;
 mod load;
+mod routing;
 mod streaming;
 mod validation;
