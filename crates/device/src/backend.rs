@@ -4,7 +4,9 @@ use crate::DeviceError;
 use crate::batch::{BatchLayout, Plan};
 use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
+use crate::noise::{Noise, NoiseRows};
 use crate::sampling::{SampleRow, SampledRow};
+use crate::source::RowSource;
 use crate::tensor::{Allocation, Tensor, View, ViewMut};
 
 /// A rank's share of an attention layer's heads.
@@ -76,16 +78,26 @@ pub trait Backend: Send {
     fn read(&self, from: View<'_>, bytes: &mut [u8]);
 
     /// Takes a weight `[rows, columns]`, encoded row after row as in a file, into this device's memory and best layout.
+    /// Several threads read from `source`.
     ///
     /// # Errors
-    /// No memory; says how much was asked.
+    /// No memory, saying how much was asked; or what the source says.
     fn load_matrix(
         &self,
         format: Format,
         rows: usize,
         columns: usize,
-        bytes: &[u8],
+        source: &dyn RowSource,
     ) -> Result<Matrix, DeviceError>;
+
+    /// A weight of made-up numbers in a dense format: rectangles of one width, one below the other.
+    ///
+    /// # Errors
+    /// No memory; says how much was asked.
+    fn make_matrix(&self, format: Format, pieces: &[Noise]) -> Result<Matrix, DeviceError> {
+        let rows = pieces.iter().map(|piece| piece.rows.len()).sum();
+        self.load_matrix(format, rows, pieces[0].columns.len(), &NoiseRows { format, pieces })
+    }
 
     /// Prepares a step: validates nothing (the layout is trusted), uploads what kernels need, decides splits.
     fn plan(&self, layout: BatchLayout) -> Plan;

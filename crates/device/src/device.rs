@@ -6,7 +6,9 @@ use crate::batch::{BatchLayout, Plan};
 use crate::collective::Collective;
 use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
+use crate::noise::Noise;
 use crate::sampling::{SampleRow, SampledRow};
+use crate::source::RowSource;
 use crate::tensor::{Arena, Tensor, View, ViewMut};
 
 /// A rank: a back end, the group it splits layers with (tensor parallel), and the stages around it (pipeline parallel).
@@ -94,16 +96,32 @@ impl Device {
     /// See [`Backend::load_matrix`].
     ///
     /// # Errors
-    /// There is not that much memory.
+    /// There is not that much memory, or the source fails.
     pub fn load_matrix(
         &self,
         format: Format,
         rows: usize,
         columns: usize,
-        bytes: &[u8],
+        source: &dyn RowSource,
     ) -> Result<Matrix, DeviceError> {
-        assert!(bytes.len() == rows * format.row_bytes(columns), "{rows} rows of {columns} columns");
-        self.backend.load_matrix(format, rows, columns, bytes)
+        let bytes = rows * format.row_bytes(columns);
+        assert!(
+            source.bytes().is_none_or(|source| source.len() == bytes),
+            "{rows} rows of {columns} columns"
+        );
+        self.backend.load_matrix(format, rows, columns, source)
+    }
+
+    /// See [`Backend::make_matrix`].
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn make_matrix(&self, format: Format, pieces: &[Noise]) -> Result<Matrix, DeviceError> {
+        assert!(format.is_dense() && pieces.iter().all(|piece| piece.stored.is_dense()), "dense formats");
+        let width = pieces[0].columns.len();
+        assert!(pieces.iter().all(|piece| piece.columns.len() == width), "rectangles of one width");
+        assert!(pieces.iter().all(|piece| piece.columns.end <= piece.tensor_columns), "columns of a tensor");
+        self.backend.make_matrix(format, pieces)
     }
 
     /// See [`Backend::plan`].

@@ -14,7 +14,9 @@ pub mod device;
 pub mod dtype;
 pub mod facts;
 pub mod matrix;
+pub mod noise;
 pub mod sampling;
+pub mod source;
 pub mod tensor;
 
 pub use backend::Backend;
@@ -24,7 +26,9 @@ pub use cpu::quant;
 pub use device::Device;
 pub use dtype::DType;
 pub use matrix::{Format, Matrix};
+pub use noise::Noise;
 pub use sampling::{SampleRow, SampledRow};
+pub use source::RowSource;
 pub use tensor::{Allocation, Arena, Tensor, View, ViewMut};
 
 /// What a device can report: no memory, a lost library, a fault of the hardware, a peer that went silent.

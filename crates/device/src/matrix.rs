@@ -30,6 +30,12 @@ pub enum Format {
 }
 
 impl Format {
+    /// One element after the other, no blocks.
+    #[must_use]
+    pub const fn is_dense(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::BF16)
+    }
+
     /// Elements of one block.
     #[must_use]
     pub const fn block_len(self) -> usize {

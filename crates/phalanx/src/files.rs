@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::args::{DtypeArg, LoadFormatArg, ModelArgs};
 use crate::progress::Bar;
 use crate::terminal;
+use crate::timeline::Timeline;
 
 /// Marks errors of finding and opening a model: the process exits with a code of its own.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct ModelFiles {
     pub(crate) eos_token_ids: Vec<u32>,
     /// What requests get that leave sampling fields out.
     pub(crate) sampling: Sampling,
+    /// Of this start: it began when the model was looked for.
+    pub(crate) timeline: Arc<Timeline>,
 }
 
 /// Finds, fetches when need be, and opens the model.
@@ -74,6 +77,7 @@ fn hub_options(args: &ModelArgs) -> HubOptions {
 }
 
 fn open_files(args: &ModelArgs, seed: u64) -> Result<ModelFiles> {
+    let timeline = Timeline::start();
     let located = locate(args)?;
     let weights = Weights::open(&located.path, load_format(args.load_format, seed))?;
     let folder = if located.path.is_dir() { located.path.as_path() } else { parent(&located.path) };
@@ -86,6 +90,7 @@ fn open_files(args: &ModelArgs, seed: u64) -> Result<ModelFiles> {
         None => own_template,
     };
     let generation = read_json(&folder.join("generation_config.json"));
+    timeline.end("files");
     Ok(ModelFiles {
         name: located.name,
         eos_token_ids: end_tokens(&tokenizer, &generation),
@@ -93,6 +98,7 @@ fn open_files(args: &ModelArgs, seed: u64) -> Result<ModelFiles> {
         tokenizer: Arc::new(tokenizer),
         template: template.map(Arc::new),
         weights: Arc::new(weights),
+        timeline: Arc::new(timeline),
     })
 }
 

@@ -17,10 +17,11 @@ pub(crate) fn count() -> usize {
 
 /// The GPUs of all replicas, with the groups they form.
 pub(crate) struct Gpus {
-    dtype: DType,
     mesh: Mesh,
     /// By replica, stage and tensor rank: the rank's ends of its tensor and its stage group, until it takes them.
     seats: Mutex<Vec<(Option<Seat>, Option<Seat>)>>,
+    /// The same way: the rank's GPU, opened, until it takes it.
+    opened: Mutex<Vec<Option<Cuda>>>,
 }
 
 impl Gpus {
@@ -37,6 +38,7 @@ impl Gpus {
                 ranks * replicas
             );
         }
+        let opened = open(ranks * replicas, dtype)?;
         let mut seats: Vec<(Option<Seat>, Option<Seat>)> =
             (0..ranks * replicas).map(|_| (None, None)).collect();
         for first in (0..replicas).map(|replica| replica * ranks) {
@@ -55,7 +57,7 @@ impl Gpus {
                 }
             }
         }
-        Ok(Self { dtype, mesh, seats: Mutex::new(seats) })
+        Ok(Self { mesh, seats: Mutex::new(seats), opened: Mutex::new(opened) })
     }
 
     /// Bytes that one rank may use: this share of the fullest card, less what others hold of it.
@@ -63,9 +65,9 @@ impl Gpus {
     /// # Errors
     /// A GPU cannot be opened.
     pub(crate) fn budget(&self, share: f64) -> Result<usize> {
-        let gpus = self.seats.lock().unwrap_or_else(PoisonError::into_inner).len();
-        let of_each = (0..gpus).map(|gpu| {
-            let (free, total) = Cuda::new(gpu, self.dtype)?.memory()?;
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_each = opened.iter().flatten().map(|cuda| {
+            let (free, total) = cuda.memory()?;
             Ok(((total as f64 * share) as usize).saturating_sub(total - free))
         });
         of_each
@@ -80,7 +82,8 @@ impl Gpus {
     pub(crate) fn device(&self, replica: usize, place: Place) -> Result<Device> {
         let ranks = self.mesh.tensor_size * self.mesh.num_stages;
         let gpu = replica * ranks + place.stage * self.mesh.tensor_size + place.tensor_rank;
-        let cuda = Cuda::new(gpu, self.dtype)?;
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner)[gpu].take();
+        let cuda = opened.context("each rank takes its GPU once")?;
         let (tensor, stage) = {
             let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
             let (tensor, stage) = &mut seats[gpu];
@@ -101,4 +104,17 @@ impl Gpus {
         );
         Ok(Device::new(Box::new(cuda), tensor, stage))
     }
+}
+
+/// Opens the first `count` GPUs, all at the same time: each takes the driver some tenths of a second.
+fn open(count: usize, dtype: DType) -> Result<Vec<Option<Cuda>>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..count).map(|ordinal| scope.spawn(move || Cuda::new(ordinal, dtype))).collect();
+        let opened = threads.into_iter().map(|thread| {
+            let cuda = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(Some(cuda?))
+        });
+        opened.collect()
+    })
 }

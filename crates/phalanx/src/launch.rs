@@ -23,6 +23,7 @@ use crate::gpu::{self, Gpus};
 use crate::no_room::{self, Attempt};
 use crate::plan::gib;
 use crate::progress::Bar;
+use crate::timeline::Timeline;
 
 /// Tokens a step computes on the CPU unless told otherwise: a running answer waits for no longer than these take.
 const CPU_BATCHED_TOKENS: usize = 512;
@@ -42,6 +43,9 @@ const UNKNOWN_MEMORY_BYTES: usize = 4 << 30;
 /// The share of free memory that the KV cache takes unless told otherwise, and the most it takes to hold one sequence.
 const KV_SHARE: f64 = 0.25;
 const MOST_KV_SHARE: f64 = 0.75;
+
+/// The phase of a start in which weights are taken in.
+const WEIGHTS: &str = "weights";
 
 /// A running engine, or several replicas of it.
 pub(crate) struct Launched {
@@ -88,14 +92,16 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     let blueprint = Arc::new(draw(files, model, args)?);
     describe(&blueprint, args);
     let bar = Arc::new(Bar::new());
+    let timeline = &files.timeline;
     let loaded = Arc::new(AtomicU64::new(0));
     bar.begin("loading weights", (blueprint.weights.bytes() * args.data_parallel_size) as u64);
     let mut engines = Vec::new();
     for replica in 0..args.data_parallel_size {
         let (blueprint_of_rank, bar, loaded) =
             (Arc::clone(&blueprint), Arc::clone(&bar), Arc::clone(&loaded));
+        let timeline = Arc::clone(timeline);
         let executor = LocalExecutor::start(blueprint.mesh, move |seat| {
-            build(&blueprint_of_rank, replica, seat, &|bytes| {
+            build(&blueprint_of_rank, replica, seat, &timeline, &|bytes| {
                 bar.reach(loaded.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
             })
             // The whole chain of causes on one line: a rank's thread reports plain text.
@@ -106,6 +112,10 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         engines.push(Engine::start(options, Arc::clone(&files.tokenizer), Box::new(executor))?);
     }
     bar.end();
+    timeline.end("ready");
+    let (gigabytes, seconds) = (loaded.load(Ordering::Relaxed) as f64 / 1e9, timeline.seconds(WEIGHTS));
+    tracing::info!("{gigabytes:.2} GB of weights in {seconds:.2} s, {:.1} GB/s", gigabytes / seconds);
+    tracing::info!("{timeline}");
     let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.data_parallel_size;
     let (threads, instructions) = (blueprint.threads_per_rank, Features::detect().describe());
     let device = match blueprint.gpus {
@@ -129,6 +139,7 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
         deadline: LONGEST_STEP,
     };
     let kind = kind(files, model, args, mesh)?;
+    files.timeline.end("driver");
     let (max_tokens, max_samples) = step_limits(args, kind.batched_tokens)?;
     let limits =
         |config: &ModelConfig| Limits { max_tokens, max_samples, max_model_len: config.max_model_len };
@@ -287,17 +298,27 @@ fn kv_dtype(kv: DtypeArg, weights: DtypeArg) -> DType {
 }
 
 /// One rank, on its own thread: a device, its slices of the weights, its KV cache.
-fn build(blueprint: &Blueprint, replica: usize, seat: Seat, progress: &dyn Fn(usize)) -> Result<Rank> {
+fn build(
+    blueprint: &Blueprint,
+    replica: usize,
+    seat: Seat,
+    timeline: &Timeline,
+    progress: &dyn Fn(usize),
+) -> Result<Rank> {
     let Seat { place, tensor_group, stage_group } = seat;
     let device = match &blueprint.gpus {
         // GPUs have groups of their own, over peer memory.
         Some(gpus) => gpus.device(replica, place)?,
         None => Device::new(Box::new(Cpu::new(blueprint.threads_per_rank)?), tensor_group, stage_group),
     };
+    timeline.end("collectives");
     let options = LoadOptions { place, limits: blueprint.limits, weight_type: blueprint.weight_type };
     let model = Model::load(&device, &blueprint.weights, &blueprint.config, &options, progress)?;
-    Rank::new(device, model, blueprint.kv_cache, blueprint.limits, blueprint.vocab_size)
-        .context("the KV cache does not fit")
+    timeline.end(WEIGHTS);
+    let rank = Rank::new(device, model, blueprint.kv_cache, blueprint.limits, blueprint.vocab_size)
+        .context("the KV cache does not fit")?;
+    timeline.end("KV cache");
+    Ok(rank)
 }
 
 fn engine_options(

@@ -24,6 +24,7 @@ mod plan;
 mod progress;
 mod serve;
 mod terminal;
+mod timeline;
 mod top;
 
 use std::process::ExitCode;

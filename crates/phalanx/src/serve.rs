@@ -1,7 +1,7 @@
 //! `phalanx serve`: a model, an engine, a door, and an orderly end.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use phalanx_server::{Cors, ModelCard, Server, ServerOptions, ServerState};
@@ -17,7 +17,6 @@ const BLOCKING_THREADS: usize = 8;
 
 /// Serves until told to stop.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
-    let start = Instant::now();
     let address = SocketAddr::new(args.host, args.port);
     warn_of_open_door(args);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -29,16 +28,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         format!("{address} cannot be listened on; give another --port (0 takes a free one) or --host")
     })?;
     let files = files::open(&args.model, args.engine.seed)?;
-    let opened = start.elapsed();
     let launched = launch::start(&files, &args.model, &args.engine)?;
     let bound = listener.local_addr()?;
     let state = server_state(args, &files, &launched);
-    let seconds = start.elapsed().as_secs_f64();
-    tracing::info!(
-        "ready in {seconds:.1} s (files {:.1} s, weights and engine {:.1} s)",
-        opened.as_secs_f64(),
-        seconds - opened.as_secs_f64()
-    );
     terminal::tell(&format!("phalanx serves {} at http://{bound}", state.model.id));
     let served = runtime.block_on(Server::new(state).serve(listener, told_to_stop()));
     // What still runs had its time while the server drained.
@@ -73,6 +65,7 @@ fn server_state(args: &ServeArgs, files: &ModelFiles, launched: &Launched) -> Se
         model,
         options,
         families: gauges::watch(launched).into_iter().collect(),
+        startup: files.timeline.phases(),
     }
 }
 

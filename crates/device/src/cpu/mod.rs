@@ -6,6 +6,7 @@ mod copies;
 pub mod embed;
 pub mod features;
 mod lanes;
+mod load;
 pub mod matmul;
 pub mod memory;
 mod norm;
@@ -29,6 +30,7 @@ use crate::batch::{BatchLayout, Plan};
 use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
 use crate::sampling::{SampleRow, SampledRow};
+use crate::source::RowSource;
 use crate::tensor::{Allocation, View, ViewMut};
 
 /// A CPU as one rank's device: activations in F32, operations done when they return.
@@ -104,11 +106,9 @@ impl Backend for Cpu {
         format: Format,
         rows: usize,
         columns: usize,
-        bytes: &[u8],
+        source: &dyn RowSource,
     ) -> Result<Matrix, DeviceError> {
-        matmul::pack(&self.pool, format, rows, columns, bytes, |bytes| {
-            self.pages.allocate(bytes, memory::allocate)
-        })
+        load::matrix(self, format, rows, columns, source)
     }
 
     fn plan(&self, layout: BatchLayout) -> Plan {

@@ -111,6 +111,18 @@ pub(crate) struct ConvertParams {
 }
 
 #[repr(C)]
+pub(crate) struct NoiseParams {
+    pub(crate) out: usize,
+    pub(crate) key: u64,
+    pub(crate) first: u64,
+    pub(crate) tensor_columns: u64,
+    pub(crate) rows: u32,
+    pub(crate) columns: u32,
+    pub(crate) spread: f32,
+    pub(crate) stored: Source,
+}
+
+#[repr(C)]
 pub(crate) struct RopeAndStoreParams {
     pub(crate) qkv: usize,
     pub(crate) keys: usize,
@@ -259,6 +271,7 @@ const _: () = {
     assert!(size_of::<SiluMulParams>() == 32);
     assert!(size_of::<GatherRowsParams>() == 40);
     assert!(size_of::<ConvertParams>() == 24);
+    assert!(size_of::<NoiseParams>() == 48);
     assert!(size_of::<RopeAndStoreParams>() == 80);
     assert!(size_of::<AttentionParams>() == 120);
     assert!(size_of::<SampleRow>() == 56);
@@ -281,6 +294,7 @@ unsafe extern "C" {
         element: Element,
         launch: Launch,
     ) -> c_int;
+    pub(crate) fn launch_noise(params: NoiseParams, element: Element, launch: Launch) -> c_int;
     pub(crate) fn launch_rope_and_store(
         params: RopeAndStoreParams,
         element: Element,

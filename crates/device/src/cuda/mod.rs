@@ -30,13 +30,16 @@ use crate::cuda::cublaslt::Shape;
 use crate::cuda::items::ITEM_WORDS;
 use crate::cuda::kernels::{AttentionParams, Element, Launch};
 use crate::cuda::kernels::{EmbedParams, GatherRowsParams, RmsNormParams, RopeAndStoreParams, SiluMulParams};
+use crate::cuda::load::Loaders;
 use crate::cuda::matmul::{Matmul, Product};
 use crate::cuda::runtime::Stream;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::steps::{Counts, Offsets, Steps};
 use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
+use crate::noise::Noise;
 use crate::sampling::{SampleRow, SampledRow};
+use crate::source::RowSource;
 use crate::tensor::{Allocation, View, ViewMut};
 
 /// How many GPUs there are.
@@ -64,6 +67,8 @@ pub struct Cuda {
     steps: RefCell<Steps>,
     sampler: RefCell<Sampler>,
     attention: AttentionWorkspace,
+    /// While weights are taken in.
+    loaders: RefCell<Option<Loaders>>,
     fault: RefCell<Option<DeviceError>>,
     /// Dropped last: everything above was used in it.
     stream: Arc<Stream>,
@@ -139,6 +144,7 @@ impl Cuda {
             steps: RefCell::new(Steps::new(ordinal, multiprocessors)?),
             sampler: RefCell::new(Sampler::new(ordinal)?),
             attention: AttentionWorkspace::new(ordinal, multiprocessors, &stream)?,
+            loaders: RefCell::default(),
             fault: RefCell::new(None),
             stream,
         };
@@ -254,13 +260,18 @@ impl Backend for Cuda {
         format: Format,
         rows: usize,
         columns: usize,
-        bytes: &[u8],
+        source: &dyn RowSource,
     ) -> Result<Matrix, DeviceError> {
-        load::matrix(self, format, rows, columns, bytes)
+        load::matrix(self, format, rows, columns, source)
+    }
+
+    fn make_matrix(&self, _format: Format, pieces: &[Noise]) -> Result<Matrix, DeviceError> {
+        load::noise(self, pieces)
     }
 
     fn plan(&self, layout: BatchLayout) -> Plan {
         assert!(layout.block_size.is_power_of_two(), "blocks of a power of two of tokens");
+        drop(self.loaders.take());
         self.launch();
         let arrays = self.steps.borrow_mut().upload(&layout, &self.stream);
         let arrays = arrays.map_err(|error| self.note(Err(error))).ok();

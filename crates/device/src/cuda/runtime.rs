@@ -254,6 +254,18 @@ impl Pinned {
         unsafe { AtomicI32::from_ptr(self.address as *mut i32) }
     }
 
+    /// The memory as bytes. The device must not be copying to or from it.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the memory is ours, initialised, and borrowed mutably here.
+        unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.bytes) }
+    }
+
+    /// The memory as floats. The device must not be copying to or from it.
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: the memory is ours, initialised (every bit pattern is a float), page-aligned, and borrowed mutably here.
+        unsafe { std::slice::from_raw_parts_mut(self.address as *mut f32, self.bytes / 4) }
+    }
+
     /// The memory as words. The device must not be copying to or from it.
     pub(crate) fn words(&mut self) -> &mut [i32] {
         // SAFETY: the memory is ours, initialised, page-aligned, and borrowed mutably here.

@@ -1,12 +1,9 @@
-//! From stored tensors to a rank's memory: the only place where weights are copied.
+//! From stored tensors to a rank's memory: the only place that takes them.
 
-use std::borrow::Cow;
-
-use phalanx_device::cpu::quant;
 use phalanx_device::{Device, Format, Matrix, Tensor};
 
 use crate::error::LoadError;
-use crate::weights::convert::{WeightType, convert};
+use crate::weights::convert::WeightType;
 use crate::weights::shard::Piece;
 use crate::weights::{WeightFormats, Weights};
 
@@ -18,7 +15,7 @@ pub struct Loader<'a> {
     pub weights: &'a Weights,
     /// What to keep them in.
     pub weight_type: WeightType,
-    /// Told how many bytes were taken since it was last told.
+    /// Told how many bytes, as stored, were taken since it was last told.
     pub progress: &'a dyn Fn(usize),
 }
 
@@ -32,43 +29,29 @@ impl Loader<'_> {
     /// One matrix `[sum of rows, columns]` of pieces with the same columns and format.
     ///
     /// # Errors
-    /// There is not that much memory.
+    /// There is not that much memory, or a file cannot be read.
     pub fn matrix(&self, pieces: &[Piece], format: Format) -> Result<Matrix, LoadError> {
-        let columns = pieces[0].columns.len();
-        let rows = pieces.iter().map(|piece| piece.rows.len()).sum();
-        let read = |piece: &Piece| {
-            let bytes = self.weights.read(&piece.tensor, piece.rows.clone(), piece.columns.clone());
-            convert(self.weights.format(&piece.tensor), format, bytes)
+        let matrix = self.weights.load(self.device, pieces, format)?;
+        let stored = |piece: &Piece| {
+            piece.rows.len() * self.weights.format(&piece.tensor).row_bytes(piece.columns.len())
         };
-        let bytes = match pieces {
-            [only] => read(only),
-            several => {
-                let mut bytes = Vec::with_capacity(rows * format.row_bytes(columns));
-                several.iter().for_each(|piece| bytes.extend_from_slice(&read(piece)));
-                Cow::Owned(bytes)
-            }
-        };
-        let matrix = self.device.load_matrix(format, rows, columns, &bytes)?;
-        (self.progress)(bytes.len());
+        (self.progress)(pieces.iter().map(stored).sum());
         Ok(matrix)
     }
 
     /// A vector as F32 `[1, sum of lengths]`: the given ranges of norms or biases, one after the other.
     ///
     /// # Errors
-    /// There is not that much memory.
+    /// There is not that much memory, or a file cannot be read.
     pub fn vector<'n>(
         &self,
         parts: impl IntoIterator<Item = (&'n str, std::ops::Range<usize>)>,
     ) -> Result<Tensor, LoadError> {
         let mut values = Vec::new();
         for (tensor, range) in parts {
-            let bytes = self.weights.read(tensor, 0..1, range.clone());
-            let start = values.len();
-            values.resize(start + range.len(), 0.0);
-            quant::dequantize(self.weights.format(tensor), &bytes, &mut values[start..]);
+            (self.progress)(self.weights.format(tensor).row_bytes(range.len()));
+            values.extend(self.weights.vector(tensor, range)?);
         }
-        (self.progress)(values.len() * 4);
         Ok(self.device.tensor_f32(1, values.len(), &values)?)
     }
 }

@@ -8,14 +8,15 @@ pub mod load;
 mod mapped;
 mod safetensors;
 pub mod shard;
+mod slices;
 pub mod vocabulary;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use phalanx_device::Format;
+use phalanx_device::cpu::quant;
+use phalanx_device::{Device, DeviceError, Format, Matrix, Noise};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,8 +26,11 @@ use crate::config::ModelConfig;
 use crate::error::{LoadError, printable};
 use crate::fields::Fields;
 use convert::WeightType;
+use dummy::Recipe;
 use inventory::{Inventory, Stored};
 use mapped::MappedFile;
+use shard::Piece;
+use slices::{Slice, Slices};
 use vocabulary::GgufVocabulary;
 
 /// A model's weights where they fit one file.
@@ -199,46 +203,68 @@ impl Weights {
         }
     }
 
-    /// Rows `rows` and columns `columns` (whole blocks) of a tensor, as stored.
-    pub(crate) fn read(&self, tensor: &str, rows: Range<usize>, columns: Range<usize>) -> Cow<'_, [u8]> {
-        let shape = &self.shapes[tensor];
-        assert!(rows.end <= shape.rows && columns.end <= shape.columns, "a slice of {tensor}");
+    /// Pieces of one width, one below the other, as one matrix of `device` in `format`.
+    pub(crate) fn load(
+        &self,
+        device: &Device,
+        pieces: &[Piece],
+        format: Format,
+    ) -> Result<Matrix, DeviceError> {
+        let columns = pieces[0].columns.len();
+        let rows = pieces.iter().map(|piece| piece.rows.len()).sum();
         match &self.source {
-            Source::Dummy { seed } => Cow::Owned(self.made_up(*seed, shape, rows, columns)),
+            Source::Dummy { seed } => {
+                let pieces: Vec<Noise> = pieces.iter().map(|piece| self.noise(*seed, piece)).collect();
+                device.make_matrix(format, &pieces)
+            }
             Source::Files { files, stored } => {
-                let stored = &stored[tensor];
-                let bytes = &files[stored.file].bytes()[stored.start..stored.start + stored.bytes()];
-                slice(bytes, stored, rows, columns)
+                let slice = |piece: &Piece| {
+                    let stored = &stored[&piece.tensor];
+                    assert!(piece.rows.end <= stored.rows && piece.columns.end <= stored.columns);
+                    let (rows, columns) = (piece.rows.clone(), piece.columns.clone());
+                    Slice { file: &files[stored.file], stored, rows, columns }
+                };
+                let slices = Slices { slices: pieces.iter().map(slice).collect(), format };
+                device.load_matrix(format, rows, columns, &slices)
             }
         }
     }
 
-    fn made_up(&self, seed: u64, shape: &TensorShape, rows: Range<usize>, columns: Range<usize>) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(rows.len() * self.config.dtype.row_bytes(columns.len()));
-        let mut row_values = vec![0.0; columns.len()];
-        for row in rows {
-            let first = row * shape.columns + columns.start;
-            dummy::fill(seed, shape, self.config.num_layers, first, &mut row_values);
-            convert::encode(self.config.dtype, &row_values, &mut bytes);
+    fn noise(&self, seed: u64, piece: &Piece) -> Noise {
+        let shape = &self.shapes[&piece.tensor];
+        let recipe = Recipe::new(seed, shape, self.config.num_layers);
+        assert!(recipe.middle == 0.0 && piece.rows.end <= shape.rows, "a slice of a matrix");
+        Noise {
+            key: recipe.key,
+            spread: recipe.spread,
+            stored: self.config.dtype,
+            tensor_columns: shape.columns,
+            rows: piece.rows.clone(),
+            columns: piece.columns.clone(),
         }
-        bytes
     }
-}
 
-/// A rectangle of a stored matrix: borrowed when its bytes lie together, else gathered row by row.
-fn slice<'a>(bytes: &'a [u8], stored: &Stored, rows: Range<usize>, columns: Range<usize>) -> Cow<'a, [u8]> {
-    let row_bytes = stored.format.row_bytes(stored.columns);
-    let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
-    if columns.len() == stored.columns {
-        return Cow::Borrowed(bytes);
+    /// Elements `range` of a vector.
+    pub(crate) fn vector(&self, tensor: &str, range: Range<usize>) -> Result<Vec<f32>, DeviceError> {
+        let shape = &self.shapes[tensor];
+        assert!(range.end <= shape.columns, "a slice of {tensor}");
+        let mut values = vec![0.0; range.len()];
+        let format = self.format(tensor);
+        let mut bytes = vec![0; format.row_bytes(range.len())];
+        match &self.source {
+            Source::Dummy { seed } => {
+                Recipe::new(*seed, shape, self.config.num_layers).fill(range.start, &mut values);
+                // As a file would have it.
+                quant::encode(format, &values, &mut bytes);
+            }
+            Source::Files { files, stored } => {
+                let stored = &stored[tensor];
+                files[stored.file].read_at(stored.start + format.row_bytes(range.start), &mut bytes)?;
+            }
+        }
+        quant::dequantize(format, &bytes, &mut values);
+        Ok(values)
     }
-    let first = stored.format.row_bytes(columns.start);
-    let last = stored.format.row_bytes(columns.end);
-    let mut gathered = Vec::with_capacity(rows.len() * (last - first));
-    for row in bytes.chunks_exact(row_bytes) {
-        gathered.extend_from_slice(&row[first..last]);
-    }
-    Cow::Owned(gathered)
 }
 
 /// The file that describes the model at `path`: a `config.json` or a GGUF file.

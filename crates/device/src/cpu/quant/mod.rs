@@ -7,6 +7,7 @@
 mod blocks256;
 mod blocks32;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::matrix::Format;
@@ -88,6 +89,37 @@ pub fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
                 dequantize_block(format, block, out);
             }
         }
+    }
+}
+
+/// Encodes `values` in a dense format, rounding to the nearest, ties to even.
+///
+/// # Panics
+/// The format is not dense, or `out` is not exactly as long as the values are in it.
+pub fn encode(format: Format, values: &[f32], out: &mut [u8]) {
+    assert!(out.len() == format.row_bytes(values.len()), "{} bytes for {} elements", out.len(), values.len());
+    match format {
+        Format::F32 => encode_each(values, out, |value| value.to_le_bytes()),
+        Format::BF16 => encode_each(values, out, |value| bf16::from_f32(value).to_le_bytes()),
+        Format::F16 => {
+            // A slice at a time: which instructions the machine has is asked once for all of it.
+            let mut halves = [f16::ZERO; 256];
+            for (values, out) in values.chunks(halves.len()).zip(out.chunks_mut(2 * halves.len())) {
+                let halves = &mut halves[..values.len()];
+                halves.convert_from_f32_slice(values);
+                for (half, out) in halves.iter().zip(out.chunks_exact_mut(2)) {
+                    out.copy_from_slice(&half.to_le_bytes());
+                }
+            }
+        }
+        _ => unreachable!("weights are never quantised here, only taken as they are"),
+    }
+}
+
+fn encode_each<const N: usize>(values: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
+    let (elements, _) = out.as_chunks_mut();
+    for (element, value) in elements.iter_mut().zip(values) {
+        *element = bytes(*value);
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod dense;
 pub mod group;
+mod loading;
 mod paged;
 mod sampling;
 
@@ -77,6 +78,7 @@ pub enum Planted {
 pub fn run(cuda: &Cuda, reference: &dyn Backend, planted: Planted) -> Report {
     let mut bench = Bench { cuda, reference, planted, random: Random::new(0x5eed), outcomes: Vec::new() };
     dense::run(&mut bench);
+    loading::run(&mut bench);
     paged::run(&mut bench);
     sampling::run(&mut bench);
     if let Err(error) = cuda.collect() {
