@@ -218,7 +218,7 @@ __device__ __forceinline__ void run_keys(Warp<T, kHeadDim, kTiles, kWarpKeys>& w
     constexpr bool kMany = kWarpKeys == kKeys;
     const int first_row = kMany ? threadIdx.x / 32 * kTiles * 16 : 0;
     const int first_key = kMany ? 0 : threadIdx.x / 32 * kWarpKeys;
-    const int32_t* table = p.block_tables + static_cast<size_t>(item.sequence) * p.blocks_per_row;
+    const int32_t* table = p.arrays + item.table;
     // All rows of the item see the keys before this one.
     const int unmasked =
         min(item.end_key, item.computed + item.first_row / static_cast<int>(p.group_size) + 1);
@@ -307,6 +307,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention(const AttentionParams p
     const uint32_t shared = shared_address(memory);
     start_next();
     wait_for_previous();
+    if (!has_item(p)) return;
     const AttentionItem item = p.items[blockIdx.x / p.num_kv_heads];
     const int kv_head = static_cast<int>(blockIdx.x % p.num_kv_heads);
     if (kFewRows < item.num_rows) {
@@ -323,7 +324,7 @@ cudaError_t start(const AttentionParams& p, const Launch& where) {
     const cudaError_t raised =
         cudaFuncSetAttribute(attention<T, kHeadDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (raised != cudaSuccess) return raised;
-    return launch(attention<T, kHeadDim>, p.num_items * p.num_kv_heads, kThreads, kBytes, where, p);
+    return launch(attention<T, kHeadDim>, p.grid_items * p.num_kv_heads, kThreads, kBytes, where, p);
 }
 
 template <typename T>

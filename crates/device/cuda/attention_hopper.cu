@@ -94,7 +94,7 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const Attentio
         const T* q = static_cast<const T*>(p.qkv) + token * p.qkv_stride + max(head, 0) * kHeadDim + chunk * 8;
         copy_async_16(shared.queries() + tile_at(r, chunk), q, 0 <= head);
     }
-    const int32_t* table = p.block_tables + static_cast<size_t>(item.sequence) * p.blocks_per_row;
+    const int32_t* table = p.arrays + item.table;
     int blocks = look_up(p, table, item.first_key + (tiles - 1) * kKeys, item.end_key);
     for (int i = 0; i < tiles; i++) {
         const int stage = i % kStages, first = item.first_key + (tiles - 1 - i) * kKeys;
@@ -344,7 +344,7 @@ cudaError_t start(const AttentionParams& p, const Launch& where) {
     const cudaError_t raised =
         cudaFuncSetAttribute(attention_hopper<T, kHeadDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (raised != cudaSuccess) return raised;
-    return launch(attention_hopper<T, kHeadDim>, p.num_items * p.num_kv_heads, kThreads, kBytes, where, p);
+    return launch(attention_hopper<T, kHeadDim>, p.grid_items * p.num_kv_heads, kThreads, kBytes, where, p);
 }
 
 template <typename T>

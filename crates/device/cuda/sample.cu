@@ -51,9 +51,10 @@ struct SampleParams {
     float* originals;      // [edits and seen of all rows]
     SampleResult* results; // [rows]
     SampleTop* tops;       // [rows, max_top]
+    int32_t* tokens;       // [rows]: the chosen ids, for a step to come
     uint32_t count, stride, vocab, max_top, num_edits, padding;
 };
-static_assert(sizeof(SampleParams) == 80);
+static_assert(sizeof(SampleParams) == 88);
 
 namespace {
 
@@ -552,6 +553,7 @@ __global__ void __launch_bounds__(kThreads) sample(const SampleParams p) {
         result.token = possible ? s.token : 0;
         result.finite = possible ? 1 : 0;
         p.results[blockIdx.x] = result;
+        p.tokens[blockIdx.x] = static_cast<int32_t>(result.token);
     }
 }
 

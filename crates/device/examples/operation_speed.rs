@@ -73,7 +73,7 @@ fn attention(device: &Device) {
             num_blocks,
             block_size: BLOCK_SIZE,
         };
-        let plan = device.plan(BatchLayout {
+        let layout = BatchLayout {
             positions: (0..sequences).flat_map(|_| context - rows..context).map(|at| at as i32).collect(),
             slots: vec![0; sequences * rows],
             query_starts: (0..=sequences).map(|index| (index * rows) as i32).collect(),
@@ -81,8 +81,9 @@ fn attention(device: &Device) {
             block_tables: (0..num_blocks as i32).collect(),
             blocks_per_row,
             block_size: BLOCK_SIZE,
-            sample_rows: vec![],
-        });
+            ..BatchLayout::default()
+        };
+        let plan = device.plan(layout, heads);
         let qkv = random(device, sequences * rows, heads.qkv_width());
         let mut out = tensor(device, DType::F32, sequences * rows, heads.num_heads * heads.head_dim);
         let time = best(|| device.attention(out.view_mut(), qkv.view(), &kv, &plan, heads));
@@ -133,9 +134,10 @@ fn sampling(device: &Device) {
             })
             .collect();
         let mut logits = device.tensor_f32(1, width, &logits).expect("memory");
+        let mut token = tensor(device, DType::I32, 1, 1);
         for (name, how) in &ways {
             let rows = std::slice::from_ref(how);
-            let time = best(|| device.sample(logits.view_mut(), vocab, rows));
+            let time = best(|| device.sample(logits.view_mut(), vocab, rows, token.view_mut()));
             println!("  sampling {name}, {shape} row: {time:.0} us");
         }
     }

@@ -57,7 +57,7 @@ pub struct KvLayer {
 /// A kind of device. One value is one rank's; it is used from one thread at a time.
 ///
 /// Operations are ordered: each sees what those before it wrote. They may return before they are done;
-/// `read` and `collect` wait.
+/// `read` and `collect` wait. A step is what lies between two calls of `end_step`; several may be under way.
 pub trait Backend: Send {
     /// For people, for example `CPU, 2 threads, AVX-512 VNNI + BF16`.
     fn describe(&self) -> String;
@@ -99,8 +99,12 @@ pub trait Backend: Send {
         self.load_matrix(format, rows, pieces[0].columns.len(), &NoiseRows { format, pieces })
     }
 
-    /// Prepares a step: validates nothing (the layout is trusted), uploads what kernels need, decides splits.
-    fn plan(&self, layout: BatchLayout) -> Plan;
+    /// Prepares a step: validates nothing (the layout is trusted), uploads what kernels need, decides how attention with
+    /// `heads` is split. A plan is used before the next one is made.
+    fn plan(&self, layout: BatchLayout, heads: Heads) -> Plan;
+
+    /// `out[t] = plan.layout.ids[t]`, or `sampled[k]` where that is `-(k + 1)`; all I32, `out` and `sampled` `[…, 1]`.
+    fn token_ids(&self, out: ViewMut<'_>, plan: &Plan, sampled: View<'_>);
 
     /// `out[t] = table[ids[t] - first_id]`, or zeros when that row is another rank's. `ids` is I32 `[tokens, 1]`.
     fn embed(&self, out: ViewMut<'_>, ids: View<'_>, table: &Matrix, first_id: usize);
@@ -137,10 +141,18 @@ pub trait Backend: Send {
     /// Copies whole blocks `(from, to)` of one layer.
     fn copy_blocks(&self, kv: &mut KvLayer, copies: &[(u32, u32)]);
 
-    /// Chooses a token below `vocab` for each row of `logits` F32 `[rows, at least vocab]`; results come with `collect`.
-    fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow]);
+    /// Chooses a token below `vocab` for each row of `logits` F32 `[rows, at least vocab]`. Its id is written to `tokens`
+    /// I32 `[rows, 1]`, for a step to come; everything about it comes with `collect`.
+    fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>);
 
-    /// Waits for everything started, and returns what the last `sample` chose (nothing when none was asked).
+    /// Ends a step, without waiting for it: what its last `sample` chose waits to be collected.
+    fn end_step(&self);
+
+    /// The oldest step that has ended and was not collected is done: `collect` would not wait.
+    fn is_done(&self) -> bool;
+
+    /// Waits for the oldest step that was not collected, ending the one at hand when there is no other, and returns what
+    /// its `sample` chose (nothing when none was asked).
     ///
     /// # Errors
     /// A fault since the last call: the device is lost for this engine.

@@ -1,5 +1,6 @@
 //! What an attention operation must know of a step: which rows belong to which sequence, and where its KV lies.
 
+use crate::backend::Heads;
 use crate::tensor::Tensor;
 
 /// The arrays of one step, built on the host once and used by every layer.
@@ -7,6 +8,9 @@ use crate::tensor::Tensor;
 /// `tokens` rows are computed, those of sequence `s` being `query_starts[s] .. query_starts[s + 1]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BatchLayout {
+    /// `[tokens]`: each row's token, or below zero `-(k + 1)`: the one in place `k` of those sampled before, which only
+    /// the device knows yet. Empty where nobody embeds: on the later stages of a pipeline.
+    pub ids: Vec<i32>,
     /// `[tokens]`: each row's position in its sequence.
     pub positions: Vec<i32>,
     /// `[tokens]`: where each row's key and value go: `block * block_size + offset`.
@@ -44,7 +48,20 @@ impl BatchLayout {
 pub struct Plan {
     /// The arrays, on the host.
     pub layout: BatchLayout,
-    /// The same arrays in the device's memory, for back ends that do not read the host's.
+    /// The same in the device's memory, for back ends that do not read the host's.
     #[allow(dead_code, reason = "the CPU reads the host's arrays")]
-    pub(crate) arrays: Option<Tensor>,
+    pub(crate) device: Option<DevicePlan>,
+}
+
+/// A layout's arrays in the device's memory, and the work items of its attention.
+#[derive(Debug)]
+#[allow(dead_code, reason = "the CPU reads the host's arrays")]
+pub(crate) struct DevicePlan {
+    pub(crate) arrays: Tensor,
+    /// What the items were made for.
+    pub(crate) heads: Heads,
+    /// Items of many rows: these come first.
+    pub(crate) many: usize,
+    /// Items of few rows.
+    pub(crate) few: usize,
 }

@@ -126,7 +126,8 @@ impl Device {
 
     /// See [`Backend::plan`].
     #[must_use]
-    pub fn plan(&self, layout: BatchLayout) -> Plan {
+    pub fn plan(&self, layout: BatchLayout, heads: Heads) -> Plan {
+        assert!(layout.ids.is_empty() || layout.ids.len() == layout.tokens(), "an id a token");
         assert!(layout.slots.len() == layout.tokens(), "a slot a token");
         assert!(layout.query_starts.len() == layout.sequences() + 1, "a start a sequence, and the end");
         assert!(
@@ -144,7 +145,19 @@ impl Device {
         let room = layout.blocks_per_row * layout.block_size;
         assert!(layout.context_lens.iter().all(|&len| len as usize <= room), "a block for each token");
         assert!(layout.sample_rows.iter().all(|&row| (row as usize) < layout.tokens()), "samples of rows");
-        self.backend.plan(layout)
+        self.backend.plan(layout, heads)
+    }
+
+    /// See [`Backend::token_ids`].
+    pub fn token_ids(&self, out: ViewMut<'_>, plan: &Plan, sampled: View<'_>) {
+        let ids = &plan.layout.ids;
+        assert!(is_id_column(out.view()) && is_id_column(sampled) && out.view().rows() == ids.len());
+        assert!(
+            ids.iter().all(|&id| 0 <= id || (!id as usize) < sampled.rows()),
+            "ids of {}",
+            sampled.rows()
+        );
+        self.backend.token_ids(out, plan, sampled);
     }
 
     /// See [`Backend::embed`].
@@ -242,16 +255,44 @@ impl Device {
         self.tensor_group.all_reduce(x);
     }
 
+    /// `residual += sum of x over the tensor group`, then `out = rms_norm(residual)`; `x` is scratch afterwards. See
+    /// [`Collective::all_reduce_add_rms_norm`].
+    pub fn all_reduce_add_rms_norm(
+        &self,
+        out: ViewMut<'_>,
+        residual: ViewMut<'_>,
+        x: ViewMut<'_>,
+        weight: View<'_>,
+        eps: f32,
+    ) {
+        assert!(same_shape(out.view(), x.view()) && same_shape(residual.view(), x.view()));
+        assert!(is_vector(weight, x.view().width()), "a weight for each column");
+        let backend = self.backend.as_ref();
+        self.tensor_group.all_reduce_add_rms_norm(backend, out, residual, x, weight, eps);
+    }
+
     /// Puts the tensor group's columns side by side; see [`Collective::gather_columns`].
     pub fn gather_columns(&self, out: ViewMut<'_>, x: View<'_>) {
         self.tensor_group.gather_columns(out, x);
     }
 
     /// See [`Backend::sample`].
-    pub fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow]) {
+    pub fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>) {
         assert!(logits.view().rows() == rows.len() && vocab <= logits.view().width());
         assert!(0 < vocab && logits.view().dtype() == DType::F32, "F32 logits of some tokens");
-        self.backend.sample(logits, vocab, rows);
+        assert!(is_id_column(tokens.view()) && tokens.view().rows() == rows.len(), "a token a row");
+        self.backend.sample(logits, vocab, rows, tokens);
+    }
+
+    /// See [`Backend::end_step`].
+    pub fn end_step(&self) {
+        self.backend.end_step();
+    }
+
+    /// See [`Backend::is_done`].
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.backend.is_done()
     }
 
     /// See [`Backend::collect`]; a fault of a group comes out here, too.
@@ -280,6 +321,11 @@ fn check_cache(kv: &KvLayer, plan: &Plan, heads: Heads) {
 /// F32 `[1, width]`.
 fn is_vector(view: View<'_>, width: usize) -> bool {
     view.dtype() == DType::F32 && view.rows() == 1 && view.width() == width
+}
+
+/// I32 `[rows, 1]` without gaps.
+fn is_id_column(view: View<'_>) -> bool {
+    view.dtype() == DType::I32 && view.width() == 1 && is_dense(view)
 }
 
 /// Rows without gaps.

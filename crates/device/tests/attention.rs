@@ -116,7 +116,7 @@ impl World {
             }
         }
         let tokens = layout.tokens();
-        let plan = device.plan(layout);
+        let plan = device.plan(layout, self.heads);
         let qkv = Island::new(device, tokens, self.heads.qkv_width(), Some(&qkv));
         let mut out = Island::new(device, tokens, width, None);
         device.attention(out.view_mut(), qkv.view(), &self.kv, &plan, self.heads);

@@ -8,6 +8,9 @@ use phalanx_device::cpu::features::Features;
 use phalanx_device::{Backend, BatchLayout, DType, Device};
 use support::{Island, Random, assert_close, device, tensor};
 
+/// For plans that no attention is computed with.
+const HEADS: Heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16, group_size: 1, group_offset: 0 };
+
 /// Runs `check` with every set of instructions and some numbers of threads.
 fn everywhere(check: impl Fn(&Device, &mut Random, &str)) {
     for features in Features::available() {
@@ -151,9 +154,9 @@ fn check_rope(device: &Device, random: &mut Random, dtype: DType, heads: Heads, 
         block_tables: vec![0; max_len],
         blocks_per_row: max_len,
         block_size,
-        sample_rows: vec![],
+        ..BatchLayout::default()
     };
-    let plan = device.plan(layout);
+    let plan = device.plan(layout, heads);
     let x = random.normals(tokens * heads.qkv_width());
     let mut qkv = Island::new(device, tokens, heads.qkv_width(), Some(&x));
     device.rope_and_store(qkv.view_mut(), rope.view(), &mut kv, &plan, heads);
@@ -222,11 +225,38 @@ fn gather_sample_rows() {
             blocks_per_row: 1,
             block_size: 16,
             sample_rows: vec![1, 4, 5],
+            ids: vec![],
         };
-        let plan = device.plan(layout);
+        let plan = device.plan(layout, HEADS);
         let mut out = Island::new(device, 3, 5, None);
         device.gather_sample_rows(out.view_mut(), source.view(), &plan);
         assert_eq!(out.values(device), [&x[5..10], &x[20..30]].concat(), "{what}");
+    });
+}
+
+#[test]
+fn token_ids() {
+    everywhere(|device, _, what| {
+        let mut arena = device.arena(512).expect("memory");
+        let (mut ids, mut sampled) = (arena.tensor(DType::I32, 5, 1), arena.tensor(DType::I32, 4, 1));
+        device.write_i32(sampled.view_mut(), &[70, 71, 72, 73]);
+        let layout = BatchLayout {
+            ids: vec![9, -1, 0, -4, -2],
+            positions: vec![0; 5],
+            slots: vec![0; 5],
+            query_starts: vec![0, 5],
+            context_lens: vec![5],
+            block_tables: vec![0],
+            blocks_per_row: 1,
+            block_size: 16,
+            sample_rows: vec![],
+        };
+        device.token_ids(ids.view_mut(), &device.plan(layout, HEADS), sampled.view());
+        let mut bytes = [0; 20];
+        Cpu::new(1).expect("a thread").read(ids.view(), &mut bytes);
+        let found: Vec<i32> =
+            bytes.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
+        assert_eq!(found, [9, 70, 0, 73, 71], "{what}");
     });
 }
 

@@ -2,11 +2,12 @@
 
 mod support;
 
+use phalanx_device::cpu::Cpu;
 use phalanx_device::cpu::features::Features;
 use phalanx_device::cpu::philox::uniform;
 use phalanx_device::sampling::SeenToken;
-use phalanx_device::{Device, SampleRow, SampledRow};
-use support::{Island, Random, device};
+use phalanx_device::{Backend, DType, Device, SampleRow, SampledRow, Tensor};
+use support::{Island, Random, device, tensor};
 
 /// Greedy, nothing on.
 fn plain() -> SampleRow {
@@ -29,10 +30,44 @@ fn plain() -> SampleRow {
 /// Samples rows of logits, all of one width, of which `vocab` are tokens.
 fn sample(device: &Device, rows: &[Vec<f32>], vocab: usize, how: &[SampleRow]) -> Vec<SampledRow> {
     let mut logits = Island::new(device, rows.len(), rows[0].len(), Some(&rows.concat()));
-    device.sample(logits.view_mut(), vocab, how);
+    let mut tokens = tensor(device, DType::I32, rows.len(), 1);
+    device.sample(logits.view_mut(), vocab, how, tokens.view_mut());
     let sampled = device.collect().expect("no fault");
     assert!(device.collect().expect("no fault").is_empty(), "rows are collected once");
+    assert_eq!(ids(&tokens), sampled.iter().map(|row| row.token).collect::<Vec<_>>(), "the next step's ids");
     sampled
+}
+
+/// What a step left for the next one.
+fn ids(tokens: &Tensor) -> Vec<u32> {
+    let mut bytes = vec![0; tokens.rows() * 4];
+    Cpu::new(1).expect("a thread").read(tokens.view(), &mut bytes);
+    bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+#[test]
+fn steps_are_collected_in_their_order() {
+    let device = device(Features::detect(), 1);
+    let mut tokens = tensor(&device, DType::I32, 1, 1);
+    let mut start = |largest: usize| {
+        let mut logits =
+            device.tensor_f32(1, 9, &std::array::from_fn::<f32, 9, _>(|at| f32::from(at == largest)));
+        let logits = logits.as_mut().expect("memory");
+        device.sample(logits.view_mut(), 9, &[plain()], tokens.view_mut());
+        device.end_step();
+    };
+    assert!(!device.is_done(), "nothing was started");
+    start(3);
+    start(5);
+    // A step that samples nothing.
+    device.end_step();
+    start(7);
+    let collected = [(); 4].map(|()| {
+        assert!(device.is_done(), "operations are done when they return");
+        device.collect().expect("no fault").iter().map(|row| row.token).collect::<Vec<_>>()
+    });
+    assert_eq!(collected, [vec![3], vec![5], vec![], vec![7]]);
+    assert!(!device.is_done(), "all are collected");
 }
 
 /// Weights of the kept tokens by the book: sort everything, in float64.

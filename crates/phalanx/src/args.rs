@@ -164,6 +164,13 @@ pub(crate) struct EngineArgs {
     /// Do not reuse the KV cache of equal beginnings.
     #[arg(long)]
     pub(crate) no_enable_prefix_caching: bool,
+    /// Start a step before the ids of the step before are known. On by default on GPUs; a pipeline keeps its stages busy
+    /// in another way.
+    #[arg(long, overrides_with = "no_async_scheduling")]
+    pub(crate) async_scheduling: bool,
+    /// Wait for each step before the next one is scheduled.
+    #[arg(long)]
+    pub(crate) no_async_scheduling: bool,
     /// Requests that may wait; one more is answered 429.
     #[arg(long, default_value_t = 2048, value_parser = parse_count, value_name = "N")]
     pub(crate) max_queue: usize,

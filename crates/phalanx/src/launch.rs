@@ -15,7 +15,7 @@ use phalanx_model::{
     Limits, LoadOptions, MemoryRequest, Model, ModelConfig, WeightFormats, WeightType, Weights,
 };
 use phalanx_scheduler::SchedulerConfig;
-use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, Seat};
+use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, RankOptions, Seat};
 
 use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
@@ -85,6 +85,15 @@ struct Blueprint {
     vocab_size: usize,
     threads_per_rank: usize,
     mesh: Mesh,
+    /// A step starts before the ids of the one before are known.
+    overlap: bool,
+}
+
+impl Blueprint {
+    /// How many steps the engine keeps in flight.
+    fn steps_in_flight(&self) -> usize {
+        if self.overlap { 2 } else { self.mesh.num_stages }
+    }
 }
 
 /// Sizes, loads and starts.
@@ -100,7 +109,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         let (blueprint_of_rank, bar, loaded) =
             (Arc::clone(&blueprint), Arc::clone(&bar), Arc::clone(&loaded));
         let timeline = Arc::clone(timeline);
-        let executor = LocalExecutor::start(blueprint.mesh, move |seat| {
+        let executor = LocalExecutor::start(blueprint.mesh, blueprint.steps_in_flight(), move |seat| {
             build(&blueprint_of_rank, replica, seat, &timeline, &|bytes| {
                 bar.reach(loaded.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
             })
@@ -163,6 +172,7 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     };
     fit_context(&mut config, num_blocks * kind.block_size, args)?;
     Ok(Blueprint {
+        overlap: overlaps(args, &kind),
         gpus: kind.gpus,
         weights: Arc::clone(&files.weights),
         weight_type: kind.weight_type,
@@ -206,6 +216,14 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
         block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
         batched_tokens: GPU_BATCHED_TOKENS,
     })
+}
+
+/// Whether a step starts before the ids of the one before are known.
+///
+/// The CPU has nothing to hide: scheduling takes a thousandth of its steps, and shares its cores. A sequence that has
+/// stopped would cost it a row of the next step, and a request that comes would wait for two steps in place of one.
+fn overlaps(args: &EngineArgs, kind: &Kind) -> bool {
+    !args.no_async_scheduling && kind.gpus.is_some() && args.pipeline_parallel_size == 1
 }
 
 /// Tokens and sequences a step computes at most.
@@ -315,8 +333,13 @@ fn build(
     let options = LoadOptions { place, limits: blueprint.limits, weight_type: blueprint.weight_type };
     let model = Model::load(&device, &blueprint.weights, &blueprint.config, &options, progress)?;
     timeline.end(WEIGHTS);
-    let rank = Rank::new(device, model, blueprint.kv_cache, blueprint.limits, blueprint.vocab_size)
-        .context("the KV cache does not fit")?;
+    let options = RankOptions {
+        kv_cache: blueprint.kv_cache,
+        limits: blueprint.limits,
+        vocab_size: blueprint.vocab_size,
+        overlap: blueprint.overlap,
+    };
+    let rank = Rank::new(device, model, options).context("the KV cache does not fit")?;
     timeline.end("KV cache");
     Ok(rank)
 }
@@ -336,7 +359,7 @@ fn engine_options(
         max_sequences: blueprint.limits.max_samples,
         max_model_len: blueprint.config.max_model_len,
         prefix_cache: !args.no_enable_prefix_caching,
-        overlap: false,
+        overlap: blueprint.overlap,
         stages: blueprint.mesh.num_stages,
         hash_key,
     };

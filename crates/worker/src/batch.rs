@@ -4,10 +4,13 @@ use phalanx_device::BatchLayout;
 use phalanx_scheduler::step::Chunk;
 
 /// The arrays of one step: the chunks' tokens row after row, in the chunks' order.
-pub(crate) fn layout(chunks: &[Chunk], block_size: usize) -> BatchLayout {
+///
+/// Ids are given for all of them or, on later stages, for none.
+pub(crate) fn layout(chunks: &[Chunk], ids: Vec<i32>, block_size: usize) -> BatchLayout {
     let tokens = chunks.iter().map(Chunk::len).sum();
     let blocks_per_row = chunks.iter().map(|chunk| chunk.blocks.len()).max().unwrap_or(0);
     let mut layout = BatchLayout {
+        ids,
         positions: Vec::with_capacity(tokens),
         slots: Vec::with_capacity(tokens),
         query_starts: Vec::with_capacity(chunks.len() + 1),
@@ -59,7 +62,7 @@ mod tests {
 
     /// Arrays as text, one a line: positions, slots, query starts, context lengths, block tables, sample rows.
     fn check(chunks: &[Chunk], expected: [&str; 6]) {
-        let layout = layout(chunks, 4);
+        let layout = layout(chunks, Vec::new(), 4);
         let BatchLayout { positions, slots, query_starts, context_lens, block_tables, .. } = &layout;
         let arrays = [positions, slots, query_starts, context_lens, block_tables, &layout.sample_rows];
         for (array, expected) in arrays.into_iter().zip(expected) {
@@ -94,6 +97,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "the block table holds the chunk's last position")]
     fn a_table_too_short_is_a_programmers_error() {
-        let _layout = layout(&[chunk(3, 2, &[7], true)], 4);
+        let _layout = layout(&[chunk(3, 2, &[7], true)], Vec::new(), 4);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Every rank of a replica holds its shard of the weights and its part of the KV cache, and carries out the same
 //! [`Step`](phalanx_scheduler::step::Step)s in the same order; ranks talk to each other only through the device's
-//! collectives. One rank, tensor rank 0 of the last stage, samples: the logits are whole there, and the state that
-//! sampling needs is kept there alone.
+//! collectives. Logits are whole on the tensor ranks of the last stage, and tensor rank 0 of them samples and reports. With
+//! overlap the others sample, too, each for itself: then the next step can start from ids that no host has seen.
 
 #![forbid(unsafe_code)]
 
@@ -15,4 +15,4 @@ mod sampling;
 
 pub use kv_cache::KvCacheSpec;
 pub use local::{LocalExecutor, Mesh, Seat, StartError};
-pub use rank::Rank;
+pub use rank::{Rank, RankOptions};

@@ -1,6 +1,7 @@
 //! An executor whose ranks are threads of this process.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,9 +9,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use phalanx_device::Collective;
 use phalanx_device::collective::alone::Alone;
 use phalanx_device::collective::threads::{AbortHandle, ThreadGroup, group};
+use phalanx_device::{Collective, DeviceError};
 use phalanx_model::Place;
 use phalanx_scheduler::step::{Executor, ExecutorError, Step, StepOutput};
 
@@ -52,21 +53,34 @@ enum Report {
     Lost(String),
 }
 
+/// What a rank is told.
+enum Order {
+    /// Start this step.
+    Start(Arc<Step>),
+    /// Finish the steps up to this one: nothing else will be started before its output is known.
+    Finish(u64),
+}
+
 /// Carries out Steps on one thread a rank.
 ///
-/// Each rank takes Steps from a channel of its own and goes through them at its own pace; what a rank needs of others
+/// Each rank takes orders from a channel of its own and goes through them at its own pace; what a rank needs of others
 /// it waits for inside the collectives. So with S stages and S steps in flight each stage works on a step of its own.
+///
+/// A rank waits for its device only when the caller waits for the step's output. By then the caller has submitted all
+/// that it can, so with two steps in flight the device always has the next one when it is done with one.
 pub struct LocalExecutor {
     ranks: Vec<RankThread>,
     reports: Receiver<Report>,
     groups: Arc<[AbortHandle]>,
     depth: usize,
+    /// The numbers of the steps in flight, oldest first.
+    in_flight: VecDeque<u64>,
     lost: Option<ExecutorError>,
 }
 
 struct RankThread {
     /// Taken when the rank shall end.
-    steps: Option<Sender<Arc<Step>>>,
+    orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -78,22 +92,25 @@ struct Line {
 }
 
 impl LocalExecutor {
-    /// Starts a thread for each rank of `mesh`, on which `build` makes the rank, all at the same time.
+    /// Starts a thread for each rank of `mesh`, on which `build` makes the rank, all at the same time. Up to `depth` steps
+    /// are to be in flight: one, a stage each, or two with overlap.
     ///
     /// # Errors
     /// A rank could not be built: names it and says why. Then all threads have ended.
     pub fn start<E: Display>(
         mesh: Mesh,
+        depth: usize,
         build: impl Fn(Seat) -> Result<Rank, E> + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
         let (seats, groups) = seats(mesh);
         let build = Arc::new(build);
         let (sender, reports) = mpsc::channel();
-        let mut executor = Self { ranks: Vec::new(), reports, groups, depth: mesh.num_stages, lost: None };
+        let (ranks, in_flight) = (Vec::new(), VecDeque::new());
+        let mut executor = Self { ranks, reports, groups, depth, in_flight, lost: None };
         for seat in seats {
             let place = seat.place;
             let line = Line { place, reports: sender.clone(), groups: Arc::clone(&executor.groups) };
-            let (steps, received) = mpsc::channel();
+            let (orders, received) = mpsc::channel();
             let build = Arc::clone(&build);
             // Fifteen bytes are what the system keeps of a thread's name.
             let name = format!("rank s{} t{}", place.stage, place.tensor_rank);
@@ -101,7 +118,7 @@ impl LocalExecutor {
                 .name(name)
                 .spawn(move || line.live(seat, &*build, &received))
                 .map_err(|error| StartError(format!("a rank's thread could not be started: {error}")))?;
-            executor.ranks.push(RankThread { steps: Some(steps), thread: Some(thread) });
+            executor.ranks.push(RankThread { orders: Some(orders), thread: Some(thread) });
         }
         for _ in 0..executor.ranks.len() {
             match executor.reports.recv().expect("a thread reports before it ends") {
@@ -120,17 +137,16 @@ impl Executor for LocalExecutor {
     }
 
     fn submit(&mut self, step: Arc<Step>) {
-        for rank in &self.ranks {
-            let steps = rank.steps.as_ref().expect("only drop takes it");
-            // A rank that is lost has reported it, and `wait` will say so.
-            let _lost = steps.send(Arc::clone(&step));
-        }
+        self.in_flight.push_back(step.number);
+        self.order(|| Order::Start(Arc::clone(&step)));
     }
 
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
         }
+        let oldest = self.in_flight.pop_front().expect("a step is submitted before its output is waited for");
+        self.order(|| Order::Finish(oldest));
         let cause = match self.reports.recv() {
             Ok(Report::Output(output)) => return Ok(output),
             Ok(Report::Lost(cause)) => cause,
@@ -143,10 +159,20 @@ impl Executor for LocalExecutor {
     }
 }
 
+impl LocalExecutor {
+    fn order(&self, order: impl Fn() -> Order) {
+        for rank in &self.ranks {
+            let orders = rank.orders.as_ref().expect("only drop takes it");
+            // A rank that is lost has reported it, and `wait` will say so.
+            let _lost = orders.send(order());
+        }
+    }
+}
+
 impl Drop for LocalExecutor {
     fn drop(&mut self) {
         for rank in &mut self.ranks {
-            rank.steps = None;
+            rank.orders = None;
         }
         for rank in &mut self.ranks {
             if let Some(thread) = rank.thread.take() {
@@ -159,7 +185,7 @@ impl Drop for LocalExecutor {
 
 impl fmt::Debug for LocalExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LocalExecutor({} ranks, {} stages)", self.ranks.len(), self.depth)
+        write!(f, "LocalExecutor({} ranks, {} steps in flight)", self.ranks.len(), self.depth)
     }
 }
 
@@ -169,7 +195,7 @@ impl Line {
         self,
         seat: Seat,
         build: &(impl Fn(Seat) -> Result<Rank, E> + Send + Sync),
-        steps: &Receiver<Arc<Step>>,
+        orders: &Receiver<Order>,
     ) {
         let mut rank = match catch_unwind(AssertUnwindSafe(|| build(seat))) {
             Ok(Ok(rank)) => rank,
@@ -177,15 +203,46 @@ impl Line {
             Err(panic) => return self.lost(&panic_text(&*panic)),
         };
         self.report(Report::Ready);
-        while let Ok(step) = steps.recv() {
+        while let Ok(order) = orders.recv() {
             // The rank outlives a panic's unwinding, so the others hear of the cause before they miss this one.
-            match catch_unwind(AssertUnwindSafe(|| rank.apply(&step))) {
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(output))) => self.report(Report::Output(output)),
+            match catch_unwind(AssertUnwindSafe(|| self.obey(&mut rank, order))) {
+                Ok(Ok(())) => {}
                 Ok(Err(fault)) => return self.lost(&fault.to_string()),
                 Err(panic) => return self.lost(&panic_text(&*panic)),
             }
         }
+    }
+
+    fn obey(&self, rank: &mut Rank, order: Order) -> Result<(), DeviceError> {
+        match order {
+            Order::Start(step) => {
+                if rank.must_finish_before(&step) {
+                    self.finish(rank, u64::MAX)?;
+                }
+                rank.start(&step);
+            }
+            Order::Finish(number) => self.finish(rank, number)?,
+        }
+        // What is done already is reported at once: on a device that computes while it starts, all of it.
+        while rank.is_done() {
+            self.finish_oldest(rank)?;
+        }
+        Ok(())
+    }
+
+    /// Finishes the steps under way up to `last`.
+    fn finish(&self, rank: &mut Rank, last: u64) -> Result<(), DeviceError> {
+        while rank.oldest().is_some_and(|oldest| oldest <= last) {
+            self.finish_oldest(rank)?;
+        }
+        Ok(())
+    }
+
+    fn finish_oldest(&self, rank: &mut Rank) -> Result<(), DeviceError> {
+        if let Some(output) = rank.finish()? {
+            self.report(Report::Output(output));
+        }
+        Ok(())
     }
 
     /// Reports the end of this rank, then releases the others from waiting for it.

@@ -1,19 +1,40 @@
 //! One rank carrying out Steps.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use phalanx_device::backend::KvLayer;
 use phalanx_device::{Arena, DType, Device, DeviceError, Tensor};
 use phalanx_model::{Forward, Limits, Model, Place};
-use phalanx_scheduler::step::{ChunkTokens, Step, StepOutput};
+use phalanx_scheduler::step::{ChunkTokens, SequenceId, Step, StepOutput};
 
 use crate::batch::{layout, number};
 use crate::kv_cache::{KvCacheSpec, allocate};
 use crate::sampling::Sampler;
 
+/// How many steps' sampled ids the device keeps: a step goes on from those of the step before it, and leaves its own.
+const KEPT_STEPS: usize = 2;
+
+/// What a rank is made with, besides its device and model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankOptions {
+    /// The size of the KV cache.
+    pub kv_cache: KvCacheSpec,
+    /// Those the model was loaded with.
+    pub limits: Limits,
+    /// Tokens that exist: that of the tokenizer, at most that of the model. The rows of logits behind them are padding.
+    pub vocab_size: usize,
+    /// Steps may go on from ids that are not known yet ([`ChunkTokens::LastSampled`]): every rank of a replica without
+    /// stages then samples for itself, so that no id has to travel.
+    pub overlap: bool,
+}
+
 /// A device with its shard of the model and its part of the KV cache.
 ///
-/// A chunk's tokens are given in the Step. [`ChunkTokens::LastSampled`] is only carried out where the first stage is
-/// the rank that samples, a replica of one rank: nobody else knows the token, and to guess would be to compute
-/// nonsense, so it panics. Executors of more ranks run with the scheduler's overlap off, until sampled ids travel.
+/// A step is carried out in two halves: [`Self::start`] launches everything, [`Self::finish`] waits for it. Between the
+/// two, later steps may be started. A token that is given in a Step ([`ChunkTokens::Given`]) comes with it; one that the
+/// step before sampled ([`ChunkTokens::LastSampled`]) is taken from the device's memory. Logits have the same bits on
+/// every tensor rank and sampling depends on nothing else, so ranks that sample for themselves choose the same tokens.
 pub struct Rank {
     device: Device,
     model: Model,
@@ -21,38 +42,35 @@ pub struct Rank {
     kv: Vec<KvLayer>,
     /// I32 `[max_tokens, 1]`.
     ids: Tensor,
+    /// I32 `[KEPT_STEPS * max_samples, 1]`: what the last steps sampled, by step and row.
+    sampled: Tensor,
     place: Place,
-    limits: Limits,
-    block_size: usize,
-    /// Tokens that exist: the rows of logits behind them are padding.
-    vocab_size: usize,
-    /// Only on the rank that samples.
+    options: RankOptions,
+    /// Only on ranks that sample.
     sampler: Option<Sampler>,
+    /// Steps that were started and not finished, oldest first.
+    under_way: VecDeque<Arc<Step>>,
 }
 
 impl Rank {
-    /// Gives a loaded model its KV cache. `limits` are those it was loaded with; `vocab_size` is that of the
-    /// tokenizer, at most that of the model.
+    /// Gives a loaded model its KV cache.
     ///
     /// # Errors
     /// The device has not that much memory.
-    pub fn new(
-        device: Device,
-        model: Model,
-        kv_cache: KvCacheSpec,
-        limits: Limits,
-        vocab_size: usize,
-    ) -> Result<Self, DeviceError> {
+    pub fn new(device: Device, model: Model, options: RankOptions) -> Result<Self, DeviceError> {
         let place = model.shards().place;
-        let kv = allocate(&device, model.shards(), kv_cache)?;
-        let ids = device.arena(Arena::tensor_bytes(DType::I32, limits.max_tokens, 1))?.tensor(
-            DType::I32,
-            limits.max_tokens,
-            1,
-        );
-        let sampler = (place.is_last_stage() && place.tensor_rank == 0).then(Sampler::default);
-        let block_size = kv_cache.block_size;
-        Ok(Self { device, model, kv, ids, place, limits, block_size, vocab_size, sampler })
+        let kv = allocate(&device, model.shards(), options.kv_cache)?;
+        let column = |rows| -> Result<Tensor, DeviceError> {
+            let mut arena = device.arena(Arena::tensor_bytes(DType::I32, rows, 1))?;
+            Ok(arena.tensor(DType::I32, rows, 1))
+        };
+        let ids = column(options.limits.max_tokens)?;
+        let sampled = column(KEPT_STEPS * options.limits.max_samples)?;
+        let for_itself = options.overlap && place.is_first_stage();
+        let samples = place.is_last_stage() && (place.tensor_rank == 0 || for_itself);
+        let sampler = samples.then(Sampler::default);
+        let under_way = VecDeque::new();
+        Ok(Self { device, model, kv, ids, sampled, place, options, sampler, under_way })
     }
 
     /// Where it stands.
@@ -61,14 +79,29 @@ impl Rank {
         self.place
     }
 
-    /// Carries out the next step; the output comes from the rank that samples, from the others nothing.
-    ///
-    /// # Errors
-    /// A fault of the device or of a group: this rank is lost.
+    /// The number of the oldest step that was started and not finished.
+    #[must_use]
+    pub fn oldest(&self) -> Option<u64> {
+        self.under_way.front().map(|step| step.number)
+    }
+
+    /// The oldest step under way is done: [`Self::finish`] would not wait.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        !self.under_way.is_empty() && self.device.is_done()
+    }
+
+    /// Every step under way must be finished before `step` is started: it needs to know what they sampled.
+    #[must_use]
+    pub fn must_finish_before(&self, step: &Step) -> bool {
+        self.sampler.as_ref().is_some_and(|sampler| sampler.lacks_tokens(step))
+    }
+
+    /// Starts the next step: launches all of it, and waits for nothing.
     ///
     /// # Panics
     /// The step contradicts those before it, or exceeds the limits.
-    pub fn apply(&mut self, step: &Step) -> Result<Option<StepOutput>, DeviceError> {
+    pub fn start(&mut self, step: &Arc<Step>) {
         if let Some(sampler) = &mut self.sampler {
             sampler.start(step);
         }
@@ -76,13 +109,26 @@ impl Rank {
         if !step.chunks.is_empty() {
             self.compute(step);
         }
+        self.device.end_step();
+        self.under_way.push_back(Arc::clone(step));
+    }
+
+    /// Waits for the oldest step under way; the output comes from tensor rank 0 of the last stage, from the others
+    /// nothing.
+    ///
+    /// # Errors
+    /// A fault of the device or of a group: this rank is lost.
+    ///
+    /// # Panics
+    /// No step is under way.
+    pub fn finish(&mut self) -> Result<Option<StepOutput>, DeviceError> {
+        let step = self.under_way.pop_front().expect("a step is started before it is finished");
         let rows = self.device.collect()?;
-        let output = self.sampler.as_mut().map(|sampler| {
-            let sampled = sampler.take(step, rows);
-            sampler.finish(step);
-            StepOutput { number: step.number, sampled }
-        });
-        Ok(output)
+        let Some(sampler) = &mut self.sampler else { return Ok(None) };
+        let sampled = sampler.take(&step, rows);
+        sampler.finish(&step);
+        let reports = self.place.tensor_rank == 0;
+        Ok(reports.then_some(StepOutput { number: step.number, sampled }))
     }
 
     fn copy_blocks(&mut self, step: &Step) {
@@ -95,44 +141,53 @@ impl Rank {
         }
     }
 
-    /// The forward pass, and on the rank that samples the start of sampling.
+    /// Starts the forward pass, and on ranks that sample sampling.
     fn compute(&mut self, step: &Step) {
-        let plan = self.device.plan(layout(&step.chunks, self.block_size));
-        let (tokens, samples) = (plan.layout.tokens(), plan.layout.sample_rows.len());
-        assert!(tokens <= self.limits.max_tokens, "a step computes no more tokens than there is room for");
-        assert!(samples <= self.limits.max_samples, "a step samples no more rows than there is room for");
+        let limits = self.options.limits;
+        let ids = if self.place.is_first_stage() { self.token_ids(step) } else { Vec::new() };
+        let layout = layout(&step.chunks, ids, self.options.kv_cache.block_size);
+        let (tokens, samples) = (layout.tokens(), layout.sample_rows.len());
+        assert!(tokens <= limits.max_tokens, "a step computes no more tokens than there is room for");
+        assert!(samples <= limits.max_samples, "a step samples no more rows than there is room for");
+        let plan = self.device.plan(layout, self.model.shards().heads);
         if self.place.is_first_stage() {
-            let ids = self.token_ids(step, tokens);
-            self.device.write_i32(self.ids.view_mut().slice_rows(0..tokens), &ids);
+            let ids = self.ids.view_mut().slice_rows(0..tokens);
+            self.device.token_ids(ids, &plan, self.sampled.view());
         }
         let ids = self.ids.view().slice_rows(0..tokens);
         let cx = Forward { device: &self.device, plan: &plan, ids };
         let logits = self.model.forward(&cx, &mut self.kv);
         if let (Some(sampler), Some(logits)) = (&mut self.sampler, logits) {
             let rows = sampler.rows(step);
-            self.device.sample(logits, self.vocab_size, &rows);
+            let first = first_place(step.number, limits);
+            let tokens = self.sampled.view_mut().slice_rows(first..first + samples);
+            self.device.sample(logits, self.options.vocab_size, &rows, tokens);
             sampler.give_back(step, rows);
         }
     }
 
-    fn token_ids(&self, step: &Step, tokens: usize) -> Vec<i32> {
-        let mut ids = Vec::with_capacity(tokens);
+    /// The ids of the step's tokens, as [`phalanx_device::BatchLayout::ids`] wants them.
+    fn token_ids(&self, step: &Step) -> Vec<i32> {
+        let mut ids = Vec::with_capacity(step.chunks.len());
         for chunk in &step.chunks {
             match &chunk.tokens {
                 ChunkTokens::Given(tokens) => ids.extend(tokens.iter().map(|token| number(*token as usize))),
-                ChunkTokens::LastSampled => {
-                    assert!(
-                        self.place.tensor_size == 1,
-                        "a rank beside the one that samples is given its tokens"
-                    );
-                    let sampler = self
-                        .sampler
-                        .as_ref()
-                        .expect("a first stage that is not the last is given its tokens");
-                    ids.push(number(sampler.last_sampled(chunk.sequence) as usize));
-                }
+                ChunkTokens::LastSampled => ids.push(-1 - number(self.last_sampled(step, chunk.sequence))),
             }
         }
         ids
     }
+
+    /// Where in `sampled` the token stands that a sequence sampled last.
+    fn last_sampled(&self, step: &Step, sequence: SequenceId) -> usize {
+        let sampler = self.sampler.as_ref().expect("a rank that does not sample is given its tokens");
+        let at = sampler.last_sampled(sequence);
+        assert!(step.number < at.step + KEPT_STEPS as u64, "a token older than the last step's is given");
+        first_place(at.step, self.options.limits) + at.row
+    }
+}
+
+/// Where in `sampled` a step's tokens begin.
+fn first_place(step: u64, limits: Limits) -> usize {
+    (step % KEPT_STEPS as u64) as usize * limits.max_samples
 }

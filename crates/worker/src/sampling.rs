@@ -1,4 +1,4 @@
-//! What sampling must know of each sequence, on the one rank that samples.
+//! What sampling must know of each sequence, on the ranks that sample.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +20,25 @@ pub(crate) struct Sampler {
 struct SequenceState {
     params: Arc<SamplingParams>,
     prompt_len: usize,
-    /// How many tokens it has sampled.
+    /// How many tokens it has sampled, those of steps under way included.
     num_sampled: usize,
-    last_sampled: Option<TokenId>,
-    /// Only kept when a penalty is on.
+    /// How many of them are under way: the host does not know them yet.
+    under_way: usize,
+    /// Which step sampled last, and in which of its rows.
+    last: Option<SampledAt>,
+    /// Only kept when a penalty is on; knows no token that is under way.
     seen: Option<Seen>,
     /// What is added to logits now: the bias, then the tokens that are suppressed until enough are sampled.
     edits: Vec<(TokenId, f32)>,
+}
+
+/// Where a token was sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SampledAt {
+    /// The step's number.
+    pub(crate) step: u64,
+    /// Which of the rows it sampled.
+    pub(crate) row: usize,
 }
 
 /// The tokens that occurred in a sequence, each once, in the order of their first occurrence.
@@ -64,18 +76,23 @@ impl SequenceState {
             params: Arc::clone(params),
             prompt_len: started.prompt.len(),
             num_sampled: 0,
-            last_sampled: None,
+            under_way: 0,
+            last: None,
             seen,
             edits: params.logit_bias.iter().copied().chain(suppressed).collect(),
         }
     }
 
     /// Lends its lists to the row: they are as long as the context, and copying them each step would show.
-    fn row(&mut self) -> SampleRow {
+    fn row(&mut self, at: SampledAt) -> SampleRow {
         let params = &*self.params;
         if params.min_tokens <= self.num_sampled {
             self.edits.truncate(params.logit_bias.len());
         }
+        let position = self.num_sampled as u64;
+        self.num_sampled += 1;
+        self.under_way += 1;
+        self.last = Some(at);
         SampleRow {
             temperature: params.temperature,
             top_k: params.top_k,
@@ -87,7 +104,7 @@ impl SequenceState {
             seen: self.seen.as_mut().map_or_else(Vec::new, |seen| std::mem::take(&mut seen.tokens)),
             edits: std::mem::take(&mut self.edits),
             seed: params.seed,
-            position: self.num_sampled as u64,
+            position,
             logprobs: params.logprobs,
         }
     }
@@ -101,11 +118,10 @@ impl SequenceState {
     }
 
     fn take(&mut self, row: SampledRow) -> Result<SampledToken, SequenceFault> {
+        self.under_way -= 1;
         if !row.finite {
             return Err(SequenceFault::NonFiniteLogits);
         }
-        self.num_sampled += 1;
-        self.last_sampled = Some(row.token);
         if let Some(seen) = &mut self.seen {
             seen.add(row.token, 1);
         }
@@ -122,16 +138,25 @@ impl Sampler {
         }
     }
 
-    /// A row for each of the step's chunks that samples, on loan: [`Self::give_back`] wants them before [`Self::take`].
+    /// A row of the step needs to know a token that is under way: penalties count what was sampled.
+    pub(crate) fn lacks_tokens(&self, step: &Step) -> bool {
+        sampling_chunks(step)
+            .filter_map(|chunk| self.sequences.get(&chunk.sequence))
+            .any(|state| state.seen.is_some() && 0 < state.under_way)
+    }
+
+    /// A row for each of the step's chunks that samples, on loan: [`Self::give_back`] wants them at once. From now on
+    /// their tokens are under way.
     pub(crate) fn rows(&mut self, step: &Step) -> Vec<SampleRow> {
         sampling_chunks(step)
-            .map(|chunk| {
+            .enumerate()
+            .map(|(row, chunk)| {
                 let state = self.state_mut(chunk.sequence);
                 assert!(
                     chunk.start + chunk.len() == state.prompt_len + state.num_sampled,
                     "a sequence samples behind the last of its tokens"
                 );
-                state.row()
+                state.row(SampledAt { step: step.number, row })
             })
             .collect()
     }
@@ -143,7 +168,7 @@ impl Sampler {
         }
     }
 
-    /// Takes in what came of those rows.
+    /// Takes in what came of the rows of the oldest step under way.
     pub(crate) fn take(&mut self, step: &Step, rows: Vec<SampledRow>) -> Vec<Sampled> {
         assert!(rows.len() == sampling_chunks(step).count(), "a result for each sampled row");
         let take = |(chunk, row): (&Chunk, SampledRow)| Sampled {
@@ -160,15 +185,10 @@ impl Sampler {
         }
     }
 
-    /// The token that a sequence sampled last.
-    pub(crate) fn last_sampled(&self, sequence: SequenceId) -> TokenId {
-        self.state(sequence)
-            .last_sampled
-            .expect("a sequence that goes on from its last token has sampled one")
-    }
-
-    fn state(&self, sequence: SequenceId) -> &SequenceState {
-        self.sequences.get(&sequence).expect("a sequence starts before it computes")
+    /// Where a sequence sampled last.
+    pub(crate) fn last_sampled(&self, sequence: SequenceId) -> SampledAt {
+        let state = self.sequences.get(&sequence).expect("a sequence starts before it computes");
+        state.last.expect("a sequence that goes on from its last token has sampled one")
     }
 
     fn state_mut(&mut self, sequence: SequenceId) -> &mut SequenceState {
@@ -226,9 +246,27 @@ mod tests {
         assert_eq!(seen(&row(&mut sampler, &second)), [(5, 0), (6, 1)]);
         sampler.take(&second, vec![sampled(9, true)]);
         let third = step(5, Vec::new());
+        assert!(!sampler.lacks_tokens(&third));
         let row = row(&mut sampler, &third);
-        assert_eq!(seen(&row), [(5, 0), (6, 1), (9, 1)]);
-        assert_eq!((row.position, sampler.last_sampled(SEQUENCE)), (2, 9));
+        assert_eq!((seen(&row), row.position), (vec![(5, 0), (6, 1), (9, 1)], 2));
+        assert!(sampler.lacks_tokens(&step(6, Vec::new())), "the third token is under way, and counts");
+    }
+
+    #[test]
+    fn without_penalties_steps_need_not_wait() {
+        let mut sampler = Sampler::default();
+        let first = step(3, started(SamplingParams { min_tokens: 1, ..SamplingParams::default() }));
+        sampler.start(&first);
+        let mut second = step(4, Vec::new());
+        second.number = 1;
+        let positions = [&first, &second].map(|step| row(&mut sampler, step).position);
+        assert_eq!(positions, [0, 1], "the first token is under way, and has its place");
+        assert!(!sampler.lacks_tokens(&step(5, Vec::new())));
+        assert_eq!(sampler.last_sampled(SEQUENCE), SampledAt { step: 1, row: 0 });
+        for (step, token) in [(&first, 6), (&second, 9)] {
+            let taken = sampler.take(step, vec![sampled(token, true)]).remove(0).outcome.unwrap();
+            assert_eq!(taken.token, token);
+        }
     }
 
     #[test]
@@ -260,10 +298,12 @@ mod tests {
         let mut sampler = Sampler::default();
         let first = step(3, started(SamplingParams { logprobs: Some(1), ..SamplingParams::default() }));
         sampler.start(&first);
+        row(&mut sampler, &first);
+        row(&mut sampler, &step(4, Vec::new()));
         let outcome = |sampler: &mut Sampler, row| sampler.take(&first, vec![row]).remove(0).outcome;
-        assert_eq!(outcome(&mut sampler, sampled(2, false)), Err(SequenceFault::NonFiniteLogits));
         let logprobs = Some(TokenLogprobs { chosen: -1.5, top: vec![(2, -1.5)] });
         assert_eq!(outcome(&mut sampler, sampled(2, true)), Ok(SampledToken { token: 2, logprobs }));
+        assert_eq!(outcome(&mut sampler, sampled(2, false)), Err(SequenceFault::NonFiniteLogits));
         sampler.finish(&Step { finished: vec![SEQUENCE, SequenceId(99)], ..Step::default() });
         assert!(sampler.sequences.is_empty());
     }

@@ -9,7 +9,8 @@
 // The rows of a KV head's group are packed: packed row r is token r / group_size, head r % group_size of the group.
 // So a group of any size fills the tensor cores' tiles, decode included.
 struct AttentionItem {
-    int32_t sequence;
+    // Where the sequence's block table begins in the step's arrays.
+    int32_t table;
     // First of the packed rows, and how many of them.
     int32_t first_row, num_rows;
     // Keys from `first_key`, a multiple of the key tile, to before `end_key`.
@@ -30,18 +31,23 @@ struct AttentionParams {
     const void* qkv;             // [tokens, qkv width], q first, rotated
     const void* keys;            // [num_blocks, num_kv_heads, block_size, head_dim]
     const void* values;          // the same
-    const AttentionItem* items;  // [num_items]
-    const int32_t* block_tables; // [sequences, blocks_per_row]
+    const AttentionItem* items;  // [grid_items]
+    const int32_t* arrays;       // the step's, block tables among them
+    const uint32_t* num_items;   // how many of the grid's items there are; null: all of them
     float* partial_outs;         // [partial rows, head_dim]: not yet divided by the sums
     float2* partial_stats;       // [partial rows]: largest score (base 2) and sum
     uint32_t* counters;          // all zero between launches
-    uint32_t num_items, out_stride, qkv_stride, num_heads, num_kv_heads, group_size, group_offset, blocks_per_row,
-        block_shift, head_dim;
+    uint32_t grid_items, out_stride, qkv_stride, num_heads, num_kv_heads, group_size, group_offset, block_shift,
+        head_dim;
     // 1 / sqrt(head_dim) * log2(e)
     float scale;
-    uint32_t padding;
 };
 static_assert(sizeof(AttentionParams) == 120);
+
+// Whether this block has an item. A grid recorded in a graph has as many blocks as any step of its size needs.
+__device__ __forceinline__ bool has_item(const AttentionParams& p) {
+    return p.num_items == nullptr || blockIdx.x / p.num_kv_heads < *p.num_items;
+}
 
 // The local query head of a packed row, or -1 when it is another rank's.
 __device__ __forceinline__ int query_head(const AttentionParams& p, int kv_head, int row) {

@@ -4,6 +4,7 @@ pub mod alone;
 pub mod threads;
 
 use crate::DeviceError;
+use crate::backend::Backend;
 use crate::tensor::{View, ViewMut};
 
 /// One rank's end of a group of ranks. All ranks of a group call the same operations in the same order.
@@ -16,6 +17,22 @@ pub trait Collective: Send {
 
     /// Replaces `x` on every rank by the sum over the ranks, the same bits on each of them.
     fn all_reduce(&self, x: ViewMut<'_>);
+
+    /// `residual += sum of x over the ranks`, then `out = rms_norm(residual)` with the F32 `weight` `[1, width]`, each the
+    /// same bits on every rank; `x` is scratch afterwards. What nearly every sum in a model is followed by.
+    #[expect(clippy::too_many_arguments, reason = "a sum's and a norm's together")]
+    fn all_reduce_add_rms_norm(
+        &self,
+        backend: &dyn Backend,
+        out: ViewMut<'_>,
+        residual: ViewMut<'_>,
+        mut x: ViewMut<'_>,
+        weight: View<'_>,
+        eps: f32,
+    ) {
+        self.all_reduce(x.reborrow());
+        backend.add_rms_norm(out, residual, x.view(), weight, eps);
+    }
 
     /// Puts the ranks' columns side by side, in rank order, on every rank.
     ///

@@ -13,6 +13,15 @@ pub(super) fn gather_sample_rows(out: ViewMut<'_>, x: View<'_>, plan: &Plan) {
     }
 }
 
+/// See [`crate::Backend::token_ids`].
+pub(super) fn token_ids(out: ViewMut<'_>, plan: &Plan, sampled: View<'_>) {
+    let (mut out, sampled) = (RowsMut::<i32>::new(out), Rows::<i32>::new(sampled));
+    for (index, &id) in plan.layout.ids.iter().enumerate() {
+        // The bits of -(k + 1) are those of k, each turned over.
+        out.row(index)[0] = if 0 <= id { id } else { sampled.row(super::index(!id))[0] };
+    }
+}
+
 /// See [`crate::Backend::copy_blocks`].
 pub(super) fn copy_blocks(kv: &mut KvLayer, copies: &[(u32, u32)]) {
     let num_blocks = kv.num_blocks;

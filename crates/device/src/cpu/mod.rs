@@ -45,8 +45,8 @@ pub struct Cpu {
     pages: HugePages,
     /// Where `matmul` keeps its activations.
     workspace: Mutex<Workspace>,
-    /// What the last `sample` chose, until it is collected.
-    sampled: Mutex<Vec<SampledRow>>,
+    /// What was chosen, until it is collected.
+    sampled: Mutex<sampling::Results>,
 }
 
 impl Cpu {
@@ -73,7 +73,7 @@ impl Cpu {
             partials: Mutex::new(Vec::new()),
             pages: HugePages::new(),
             workspace: Mutex::new(Workspace::new(features)),
-            sampled: Mutex::new(Vec::new()),
+            sampled: Mutex::default(),
         })
     }
 }
@@ -111,8 +111,12 @@ impl Backend for Cpu {
         load::matrix(self, format, rows, columns, source)
     }
 
-    fn plan(&self, layout: BatchLayout) -> Plan {
-        Plan { layout, arrays: None }
+    fn plan(&self, layout: BatchLayout, _: Heads) -> Plan {
+        Plan { layout, device: None }
+    }
+
+    fn token_ids(&self, out: ViewMut<'_>, plan: &Plan, sampled: View<'_>) {
+        copies::token_ids(out, plan, sampled);
     }
 
     fn embed(&self, out: ViewMut<'_>, ids: View<'_>, table: &Matrix, first_id: usize) {
@@ -152,12 +156,20 @@ impl Backend for Cpu {
         copies::copy_blocks(kv, copies);
     }
 
-    fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow]) {
-        sampling::sample(self, logits, vocab, rows);
+    fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>) {
+        sampling::sample(self, logits, vocab, rows, tokens);
+    }
+
+    fn end_step(&self) {
+        self.sampled.lock().unwrap_or_else(PoisonError::into_inner).end_step();
+    }
+
+    fn is_done(&self) -> bool {
+        self.sampled.lock().unwrap_or_else(PoisonError::into_inner).is_done()
     }
 
     fn collect(&self) -> Result<Vec<SampledRow>, DeviceError> {
-        Ok(sampling::collect(&self.sampled))
+        Ok(self.sampled.lock().unwrap_or_else(PoisonError::into_inner).collect())
     }
 }
 

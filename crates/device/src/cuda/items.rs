@@ -33,10 +33,10 @@ pub(crate) const ITEM_WORDS: usize = 11;
 const _: () = assert!(size_of::<Item>() == ITEM_WORDS * 4);
 
 impl Item {
-    /// As words, in the order of the fields.
-    pub(crate) fn words(&self) -> [i32; ITEM_WORDS] {
+    /// As words, in the order of the twin's fields: in the place of the sequence stands where its block table begins.
+    pub(crate) fn words(&self, tables: &[i32]) -> [i32; ITEM_WORDS] {
         [
-            self.sequence,
+            tables[self.sequence as usize],
             self.first_row,
             self.num_rows,
             self.first_key,
@@ -73,9 +73,10 @@ pub(crate) fn max_counters(multiprocessors: usize) -> usize {
     2 * multiprocessors * BLOCKS_PER_MULTIPROCESSOR
 }
 
-/// An upper bound of items before the heads are known.
-pub(crate) fn max_items(layout: &BatchLayout, multiprocessors: usize) -> usize {
-    layout.tokens() + layout.sequences() + max_counters(multiprocessors)
+/// How many items `sequences` of few rows each have at most: a tile is only cut into pieces as long as a block's fair
+/// share, so there are as many as there are blocks, and the last piece of each sequence.
+pub(crate) fn max_few_items(sequences: usize, heads: Heads, multiprocessors: usize) -> usize {
+    sequences + multiprocessors * BLOCKS_PER_MULTIPROCESSOR / heads.num_kv_heads
 }
 
 /// The items of a step: those of many rows before those of few (they are different kernels on some devices), in
@@ -192,7 +193,9 @@ mod tests {
     fn check(sequences: &[(i32, i32)], multiprocessors: usize) -> Vec<Item> {
         let layout = layout(sequences);
         let items = build(&layout, HEADS, multiprocessors);
-        assert!(items.len() <= max_items(&layout, multiprocessors));
+        if items.iter().all(|item| !item.has_many_rows()) {
+            assert!(items.len() <= max_few_items(sequences.len(), HEADS, multiprocessors));
+        }
         for (sequence, (computed, tokens)) in sequences.iter().enumerate() {
             for row in 0..tokens * 7 {
                 let mut ranges: Vec<(i32, i32)> = items
@@ -243,7 +246,10 @@ mod tests {
         check(&[(63, 1), (64, 1), (65, 2)], 132);
         check(&[(100_000, 8), (5, 3), (0, 777), (16_384, 1)], 132);
         check(&[(30_000, 300), (1, 1)], 1);
-        let decode: Vec<(i32, i32)> = (0..256).map(|i| (i * 37 % 5000, 1)).collect();
-        check(&decode, 132);
+        for count in [3, 8, 65, 256] {
+            let decode: Vec<(i32, i32)> = (0..count).map(|i| (i * 37 % 5000, 1)).collect();
+            check(&decode, 132);
+            check(&decode, 128);
+        }
     }
 }

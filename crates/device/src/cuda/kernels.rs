@@ -40,6 +40,15 @@ pub(crate) struct Launch {
 }
 
 #[repr(C)]
+pub(crate) struct TokenIdsParams {
+    pub(crate) out: usize,
+    pub(crate) ids: usize,
+    pub(crate) sampled: usize,
+    pub(crate) tokens: u32,
+    pub(crate) padding: u32,
+}
+
+#[repr(C)]
 pub(crate) struct EmbedParams {
     pub(crate) out: usize,
     pub(crate) ids: usize,
@@ -148,22 +157,21 @@ pub(crate) struct AttentionParams {
     pub(crate) keys: usize,
     pub(crate) values: usize,
     pub(crate) items: usize,
-    pub(crate) block_tables: usize,
+    pub(crate) arrays: usize,
+    pub(crate) num_items: usize,
     pub(crate) partial_outs: usize,
     pub(crate) partial_stats: usize,
     pub(crate) counters: usize,
-    pub(crate) num_items: u32,
+    pub(crate) grid_items: u32,
     pub(crate) out_stride: u32,
     pub(crate) qkv_stride: u32,
     pub(crate) num_heads: u32,
     pub(crate) num_kv_heads: u32,
     pub(crate) group_size: u32,
     pub(crate) group_offset: u32,
-    pub(crate) blocks_per_row: u32,
     pub(crate) block_shift: u32,
     pub(crate) head_dim: u32,
     pub(crate) scale: f32,
-    pub(crate) padding: u32,
 }
 
 /// One row's way to a token; the twin of `SampleRow` in cuda/sample.cu.
@@ -205,6 +213,7 @@ pub(crate) struct SampleParams {
     pub(crate) originals: usize,
     pub(crate) results: usize,
     pub(crate) tops: usize,
+    pub(crate) tokens: usize,
     pub(crate) count: u32,
     pub(crate) stride: u32,
     pub(crate) vocab: u32,
@@ -265,6 +274,7 @@ const _: () = {
     assert!(size_of::<GatherColumnsParams>() == 152);
     assert!(size_of::<HandOverParams>() == 120);
     assert!(size_of::<Launch>() == 16);
+    assert!(size_of::<TokenIdsParams>() == 32);
     assert!(size_of::<EmbedParams>() == 48);
     assert!(size_of::<RmsNormParams>() == 56);
     assert!(size_of::<SkinnyMatmulParams>() == 64);
@@ -276,12 +286,13 @@ const _: () = {
     assert!(size_of::<AttentionParams>() == 120);
     assert!(size_of::<SampleRow>() == 56);
     assert!(size_of::<SampleResult>() == 24);
-    assert!(size_of::<SampleParams>() == 80);
+    assert!(size_of::<SampleParams>() == 88);
 };
 
 // Every launcher returns a cudaError_t. The addresses in the parameters must lie in memory of the stream's device and
 // span the shapes the parameters state: `Device` has checked the shapes, and views keep their memory alive.
 unsafe extern "C" {
+    pub(crate) fn launch_token_ids(params: TokenIdsParams, launch: Launch) -> c_int;
     pub(crate) fn launch_embed(params: EmbedParams, element: Element, launch: Launch) -> c_int;
     pub(crate) fn launch_rms_norm(params: RmsNormParams, element: Element, launch: Launch) -> c_int;
     pub(crate) fn launch_skinny_matmul(params: SkinnyMatmulParams, element: Element, launch: Launch)

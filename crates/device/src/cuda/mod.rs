@@ -25,16 +25,18 @@ use std::sync::Arc;
 
 use crate::DeviceError;
 use crate::backend::{Backend, Heads, KvLayer};
-use crate::batch::{BatchLayout, Plan};
+use crate::batch::{BatchLayout, DevicePlan, Plan};
 use crate::cuda::cublaslt::Shape;
 use crate::cuda::items::ITEM_WORDS;
 use crate::cuda::kernels::{AttentionParams, Element, Launch};
-use crate::cuda::kernels::{EmbedParams, GatherRowsParams, RmsNormParams, RopeAndStoreParams, SiluMulParams};
+use crate::cuda::kernels::{
+    EmbedParams, GatherRowsParams, RmsNormParams, RopeAndStoreParams, SiluMulParams, TokenIdsParams,
+};
 use crate::cuda::load::Loaders;
 use crate::cuda::matmul::{Matmul, Product};
 use crate::cuda::runtime::Stream;
 use crate::cuda::sampler::Sampler;
-use crate::cuda::steps::{Counts, Offsets, Steps};
+use crate::cuda::steps::{Offsets, Steps};
 use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
 use crate::noise::Noise;
@@ -219,8 +221,10 @@ fn dim(value: usize) -> u32 {
     u32::try_from(value).expect("dimensions are below four billion")
 }
 
-fn plan_address(plan: &Plan) -> usize {
-    plan.arrays.as_ref().expect("the plan was made by this back end").view().address()
+/// The plan's arrays; none when they could not be copied here, which is a fault by now.
+fn device_plan(plan: &Plan) -> (usize, Offsets) {
+    let arrays = plan.device.as_ref().map_or(0, |device| device.arrays.view().address());
+    (arrays, Offsets::of(&plan.layout))
 }
 
 impl Backend for Cuda {
@@ -269,13 +273,26 @@ impl Backend for Cuda {
         load::noise(self, pieces)
     }
 
-    fn plan(&self, layout: BatchLayout) -> Plan {
+    fn plan(&self, layout: BatchLayout, heads: Heads) -> Plan {
         assert!(layout.block_size.is_power_of_two(), "blocks of a power of two of tokens");
         drop(self.loaders.take());
         self.launch();
-        let arrays = self.steps.borrow_mut().upload(&layout, &self.stream);
-        let arrays = arrays.map_err(|error| self.note(Err(error))).ok();
-        Plan { layout, arrays }
+        let device = self.steps.borrow_mut().upload(&layout, heads, &self.stream);
+        let device = device.map_err(|error| self.note(Err(error))).ok();
+        Plan { layout, device }
+    }
+
+    fn token_ids(&self, out: ViewMut<'_>, plan: &Plan, sampled: View<'_>) {
+        let (arrays, offsets) = device_plan(plan);
+        let params = TokenIdsParams {
+            out: out.view().address(),
+            ids: word(arrays, offsets.ids),
+            sampled: sampled.address(),
+            tokens: dim(out.view().rows()),
+            padding: 0,
+        };
+        // SAFETY: see `kernels`; `Device` checked what the ids refer to.
+        self.launched(unsafe { kernels::launch_token_ids(params, self.launch()) }, "token_ids");
     }
 
     fn embed(&self, out: ViewMut<'_>, ids: View<'_>, table: &Matrix, first_id: usize) {
@@ -317,7 +334,7 @@ impl Backend for Cuda {
     fn rope_and_store(&self, qkv: ViewMut<'_>, rope: View<'_>, kv: &mut KvLayer, plan: &Plan, heads: Heads) {
         assert!(self.is_activation(qkv.view()) && rope.dtype() == DType::F32);
         assert!(kv.keys.dtype() == self.element.dtype(), "keys in the compute type");
-        let (arrays, offsets) = (plan_address(plan), Offsets::of(&plan.layout));
+        let (arrays, offsets) = device_plan(plan);
         let params = RopeAndStoreParams {
             qkv: qkv.view().address(),
             keys: kv.keys.view_mut().view().address(),
@@ -342,34 +359,32 @@ impl Backend for Cuda {
     fn attention(&self, out: ViewMut<'_>, qkv: View<'_>, kv: &KvLayer, plan: &Plan, heads: Heads) {
         assert!(self.is_activation(out.view()) && self.is_activation(qkv));
         assert!(kv.block_size == plan.layout.block_size, "the plan's block size");
-        let (arrays, offsets) = (plan_address(plan), Offsets::of(&plan.layout));
-        let launch = self.launch();
-        let counts = self.steps.borrow_mut().items(arrays, &plan.layout, heads, &self.stream);
-        let counts = counts.map_err(|error| self.note(Err(error))).unwrap_or_default();
+        let Some(planned) = &plan.device else { return };
+        assert!(planned.heads == heads, "attention with the heads it was planned for");
+        let (arrays, offsets) = device_plan(plan);
         let params = AttentionParams {
             out: out.view().address(),
             qkv: qkv.address(),
             keys: kv.keys.view().address(),
             values: kv.values.view().address(),
             items: word(arrays, offsets.items),
-            block_tables: word(arrays, offsets.block_tables),
+            arrays,
+            num_items: 0,
             partial_outs: self.attention.partial_outs.address(),
             partial_stats: self.attention.partial_stats.address(),
             counters: self.attention.counters.address(),
-            num_items: dim(counts.many + counts.few),
+            grid_items: dim(planned.many + planned.few),
             out_stride: dim(out.view().stride()),
             qkv_stride: dim(qkv.stride()),
             num_heads: dim(heads.num_heads),
             num_kv_heads: dim(heads.num_kv_heads),
             group_size: dim(heads.group_size),
             group_offset: dim(heads.group_offset),
-            blocks_per_row: dim(plan.layout.blocks_per_row),
             block_shift: kv.block_size.trailing_zeros(),
             head_dim: dim(heads.head_dim),
             scale: std::f32::consts::LOG2_E / (heads.head_dim as f32).sqrt(),
-            padding: 0,
         };
-        self.attend(params, counts, launch);
+        self.attend(params, planned, &plan.layout);
     }
 
     fn silu_mul(&self, out: ViewMut<'_>, gate_up: View<'_>) {
@@ -404,10 +419,11 @@ impl Backend for Cuda {
         let out = out.view();
         assert!(out.dtype() == x.dtype(), "rows of one type");
         let size = x.dtype().bytes();
+        let (arrays, offsets) = device_plan(plan);
         let params = GatherRowsParams {
             out: out.address(),
             x: x.address(),
-            rows: word(plan_address(plan), Offsets::of(&plan.layout).sample_rows),
+            rows: word(arrays, offsets.sample_rows),
             count: dim(out.rows()),
             row_bytes: dim(out.width() * size),
             out_stride_bytes: dim(out.stride() * size),
@@ -428,35 +444,49 @@ impl Backend for Cuda {
         }
     }
 
-    fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow]) {
+    fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>) {
         assert!(logits.view().dtype() == DType::F32, "logits in F32");
-        let launch = self.launch();
-        let sampled = self.sampler.borrow_mut().sample(logits.view(), vocab, rows, launch, &self.stream);
+        let at = (self.launch(), &*self.stream);
+        let sampled = self.sampler.borrow_mut().now().sample(logits.view(), vocab, rows, tokens.view(), at);
         self.note(sampled);
+    }
+
+    fn end_step(&self) {
+        self.launch();
+        self.note(self.sampler.borrow_mut().end_step(&self.stream));
+    }
+
+    fn is_done(&self) -> bool {
+        self.launch();
+        self.sampler.borrow().is_done()
     }
 
     fn collect(&self) -> Result<Vec<SampledRow>, DeviceError> {
         self.launch();
-        self.note(self.stream.synchronize());
+        let rows = self.sampler.borrow_mut().collect(&self.stream);
+        let rows = rows.map_err(|error| self.note(Err(error))).unwrap_or_default();
         let fault = self.fault.borrow().clone();
-        match fault {
-            Some(fault) => Err(fault),
-            None => Ok(self.sampler.borrow_mut().take()),
-        }
+        fault.map_or(Ok(rows), Err)
     }
 }
 
 impl Cuda {
     /// Starts attention: one kernel for all items, or on Hopper one for those of many rows and one for the others.
-    fn attend(&self, params: AttentionParams, counts: Counts, launch: Launch) {
+    fn attend(&self, params: AttentionParams, planned: &DevicePlan, layout: &BatchLayout) {
+        let launch = self.launch();
         let mut rest = params;
-        if self.hopper && 0 < counts.many {
-            let many = AttentionParams { num_items: dim(counts.many), ..params };
+        if planned.many == 0 {
+            // A grid for any step of as many sequences, so that a graph may record it.
+            let most = items::max_few_items(layout.sequences(), planned.heads, self.multiprocessors);
+            rest.grid_items = dim(most);
+            rest.num_items = word(params.arrays, Offsets::of(layout).num_items);
+        } else if self.hopper {
+            let many = AttentionParams { grid_items: dim(planned.many), ..params };
             // SAFETY: see `kernels`; block tables come with the plan, which is trusted.
             let code = unsafe { kernels::launch_attention_hopper(many, self.element, launch) };
             self.launched(code, "attention");
-            rest.items = word(params.items, counts.many * ITEM_WORDS);
-            rest.num_items = dim(counts.few);
+            rest.items = word(params.items, planned.many * ITEM_WORDS);
+            rest.grid_items = dim(planned.few);
         }
         // SAFETY: as above.
         let code = unsafe { kernels::launch_attention(rest, self.element, launch) };

@@ -28,6 +28,8 @@ const ON_DEVICE: c_int = 3;
 /// Does not wait for the legacy default stream.
 const NON_BLOCKING: u32 = 1;
 const NO_TIMING: u32 = 2;
+/// Not done yet, which is no failure.
+const NOT_READY: c_int = 600;
 /// What the runtime says when there is no driver, too.
 const INSUFFICIENT_DRIVER: c_int = 35;
 /// Other threads may go on using the runtime while this one captures.
@@ -58,6 +60,7 @@ unsafe extern "C" {
     fn cudaEventCreateWithFlags(event: *mut usize, flags: u32) -> c_int;
     fn cudaEventRecord(event: usize, stream: usize) -> c_int;
     fn cudaEventSynchronize(event: usize) -> c_int;
+    fn cudaEventQuery(event: usize) -> c_int;
     fn cudaEventElapsedTime(ms: *mut f32, start: usize, end: usize) -> c_int;
     fn cudaEventDestroy(event: usize) -> c_int;
     fn cudaStreamBeginCapture(stream: usize, mode: c_int) -> c_int;
@@ -374,6 +377,12 @@ impl Event {
     pub(crate) fn wait(&self) -> Result<(), DeviceError> {
         // SAFETY: the handle is live.
         check(unsafe { cudaEventSynchronize(self.handle) }, "a kernel or a copy")
+    }
+
+    /// The stream got there, or has failed: [`Self::wait`] would return at once.
+    pub(crate) fn is_done(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { cudaEventQuery(self.handle) != NOT_READY }
     }
 
     /// Microseconds from `start` to this; both must have timing and be done.

@@ -1,9 +1,11 @@
-//! Sampling on the device: rows' parameters there in one copy, tokens back in one copy.
+//! Sampling on the device: rows' parameters there in one copy, tokens back in one copy, collected when a step is done.
+
+use std::collections::VecDeque;
 
 use crate::DeviceError;
 use crate::cpu::philox;
 use crate::cuda::kernels::{self, Launch, SampleParams, SampleResult};
-use crate::cuda::runtime::{self, Pinned, Stream};
+use crate::cuda::runtime::{self, Event, Pinned, Stream};
 use crate::sampling::{SampleRow, SampledRow};
 use crate::tensor::{Allocation, View};
 
@@ -26,9 +28,62 @@ struct Offsets {
     end: usize,
 }
 
-/// The memory of sampling, and what the last call asked.
+/// The sampling of the step at hand, and of those that have ended.
 #[derive(Debug)]
 pub(crate) struct Sampler {
+    ordinal: usize,
+    now: Sampling,
+    /// Oldest first.
+    ended: VecDeque<Sampling>,
+    /// Collected: their memory is used again, so there are only ever as many as steps were under way at once.
+    free: Vec<Sampling>,
+}
+
+impl Sampler {
+    pub(crate) fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        // Two steps under way, and the one at hand.
+        let free = vec![Sampling::new(ordinal)?, Sampling::new(ordinal)?];
+        Ok(Self { ordinal, now: Sampling::new(ordinal)?, ended: VecDeque::new(), free })
+    }
+
+    /// Where the step at hand samples.
+    pub(crate) fn now(&mut self) -> &mut Sampling {
+        &mut self.now
+    }
+
+    /// Ends the step at hand.
+    pub(crate) fn end_step(&mut self, stream: &Stream) -> Result<(), DeviceError> {
+        let next = match self.free.pop() {
+            Some(next) => next,
+            None => Sampling::new(self.ordinal)?,
+        };
+        let ended = std::mem::replace(&mut self.now, next);
+        let recorded = ended.done.record(stream);
+        self.ended.push_back(ended);
+        recorded
+    }
+
+    /// The oldest ended step's results are there.
+    pub(crate) fn is_done(&self) -> bool {
+        self.ended.front().is_some_and(|oldest| oldest.done.is_done())
+    }
+
+    /// Waits for the oldest ended step, and returns what it chose.
+    pub(crate) fn collect(&mut self, stream: &Stream) -> Result<Vec<SampledRow>, DeviceError> {
+        if self.ended.is_empty() {
+            self.end_step(stream)?;
+        }
+        let mut oldest = self.ended.pop_front().expect("one has ended");
+        oldest.done.wait()?;
+        let rows = oldest.take();
+        self.free.push(oldest);
+        Ok(rows)
+    }
+}
+
+/// One step's memory of sampling, and what it asked.
+#[derive(Debug)]
+pub(crate) struct Sampling {
     ordinal: usize,
     pinned: Pinned,
     device: Allocation,
@@ -38,10 +93,12 @@ pub(crate) struct Sampler {
     max_top: usize,
     /// Results are on their way to pinned memory.
     pending: bool,
+    /// The step is done.
+    done: Event,
 }
 
-impl Sampler {
-    pub(crate) fn new(ordinal: usize) -> Result<Self, DeviceError> {
+impl Sampling {
+    fn new(ordinal: usize) -> Result<Self, DeviceError> {
         Ok(Self {
             ordinal,
             pinned: Pinned::new(FIRST_WORDS * 4)?,
@@ -50,17 +107,18 @@ impl Sampler {
             logprobs: Vec::new(),
             max_top: 0,
             pending: false,
+            done: Event::new(false)?,
         })
     }
 
-    /// Starts sampling; the results are in pinned memory once the stream got there.
+    /// Starts sampling, of which the ids go to `tokens`, too; the results are in pinned memory once the stream got there.
     pub(crate) fn sample(
         &mut self,
         logits: View<'_>,
         vocab: usize,
         rows: &[SampleRow],
-        launch: Launch,
-        stream: &Stream,
+        tokens: View<'_>,
+        (launch, stream): (Launch, &Stream),
     ) -> Result<(), DeviceError> {
         let num_edits = rows.iter().map(|row| row.edits.len()).sum();
         let num_seen = rows.iter().map(|row| row.seen.len()).sum();
@@ -80,6 +138,7 @@ impl Sampler {
             originals: device + originals * 4,
             results: device + results * 4,
             tops: device + tops * 4,
+            tokens: tokens.address(),
             count: rows.len() as u32,
             stride: logits.stride() as u32,
             vocab: vocab as u32,
@@ -93,7 +152,7 @@ impl Sampler {
     }
 
     /// What the last call chose, once; the stream must have got there.
-    pub(crate) fn take(&mut self) -> Vec<SampledRow> {
+    fn take(&mut self) -> Vec<SampledRow> {
         self.pending = false;
         let (offsets, max_top) = (self.offsets, self.max_top);
         let words = self.pinned.words();

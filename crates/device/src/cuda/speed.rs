@@ -170,11 +170,9 @@ impl Bench<'_> {
         // Our own copy of rows: the runtime's goes through a copy engine and is far slower.
         let (rows, width) = (65_536_usize, 8192);
         let (from, to) = (self.activations(rows, width)?, self.activations(rows, width)?);
-        let plan = self.cuda.plan(BatchLayout {
-            sample_rows: (0..rows as i32).collect(),
-            block_size: BLOCK_SIZE,
-            ..BatchLayout::default()
-        });
+        let sample_rows = (0..rows as i32).collect();
+        let layout = BatchLayout { sample_rows, block_size: BLOCK_SIZE, ..BatchLayout::default() };
+        let plan = self.cuda.plan(layout, HEADS);
         let to = RefCell::new(to);
         let us = self.time(4, |_| {
             self.cuda.gather_sample_rows(to.borrow_mut().view_mut(), from.view(), &plan);
@@ -249,7 +247,7 @@ impl Bench<'_> {
         self.push("silu_mul", format!("rows {tokens}"), us, tokens * 18_944 * 6, 0.0);
 
         let (layout, blocks) = layout(&[(0, tokens)]);
-        let plan = cuda.plan(layout);
+        let plan = cuda.plan(layout, HEADS);
         let (qkv, kv) =
             (RefCell::new(self.activations(tokens, HEADS.qkv_width())?), RefCell::new(self.layer(blocks)?));
         let rope = self.tensor(DType::F32, tokens, HEADS.head_dim)?;
@@ -271,7 +269,7 @@ impl Bench<'_> {
     fn attention(&mut self, sequences: &[(usize, usize)]) -> Result<(), DeviceError> {
         let (layout, blocks) = layout(sequences);
         let tokens = layout.tokens();
-        let plan = self.cuda.plan(layout);
+        let plan = self.cuda.plan(layout, HEADS);
         let layer_bytes = blocks * BLOCK_SIZE * HEADS.num_kv_heads * HEADS.head_dim * 4;
         let copies = (ROTATED_BYTES / layer_bytes).clamp(1, 12);
         let layers = (0..copies).map(|_| self.layer(blocks)).collect::<Result<Vec<_>, _>>()?;
@@ -310,6 +308,7 @@ impl Bench<'_> {
             .flat_map(|x| (x * 5.2).to_ne_bytes())
             .collect();
         self.cuda.write(logits.view_mut(), &values);
+        let mut tokens = self.tensor(DType::I32, rows, 1)?;
         for (name, temperature, top_p) in
             [("greedy", 0.0, 1.0), ("temperature", 0.7, 1.0), ("top-p 0.9", 0.7, 0.9)]
         {
@@ -332,7 +331,7 @@ impl Bench<'_> {
             let mut times = Vec::new();
             for _ in 0..=REPLAYS {
                 start.record(&self.cuda.stream)?;
-                self.cuda.sample(logits.view_mut(), vocab, &rows_of);
+                self.cuda.sample(logits.view_mut(), vocab, &rows_of, tokens.view_mut());
                 end.record(&self.cuda.stream)?;
                 self.cuda.collect()?;
                 times.push(end.us_since(&start)?);

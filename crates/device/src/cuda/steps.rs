@@ -1,28 +1,31 @@
-//! A step's arrays on their way to the device: written to pinned memory, copied once, read by every layer.
+//! A step's arrays on their way to the device: written to pinned memory, copied at once, read by every layer.
 //!
-//! A ring of places, so that a step can be prepared while the ones before it run.
-
-use std::cell::Cell;
+//! Pinned memory is a ring of places, so that a step can be prepared while those before it run. On the device there is
+//! one place: copies and kernels stand in one stream, so a step's arrays come when the step before is done with its own.
+//! So their addresses repeat from step to step, and kernels that a graph recorded find the arrays of each later step.
 
 use crate::DeviceError;
 use crate::backend::Heads;
-use crate::batch::BatchLayout;
-use crate::cuda::items::{self, ITEM_WORDS};
+use crate::batch::{BatchLayout, DevicePlan};
+use crate::cuda::items::{self, ITEM_WORDS, Item};
 use crate::cuda::runtime::{self, Event, Pinned, Stream};
 use crate::dtype::DType;
-use crate::tensor::{Allocation, Arena, Tensor};
+use crate::tensor::{Allocation, Arena};
 
-/// Plans that may be in use at once.
+/// Copies that may be on their way at once.
 const PLACES: usize = 4;
-const FIRST_WORDS: usize = 1 << 20;
+/// Enough for 256 sequences of 131,072 tokens.
+const USUAL_WORDS: usize = 1 << 20;
 
-/// Where a layout's arrays begin, in words; each begins at 16 bytes.
+/// Where a layout's arrays begin, in words; each begins at 16 bytes. Before them stands the count of items; behind the
+/// items stand the block tables, each item saying where its own is. So it only depends on the counts of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offsets {
+    pub(crate) num_items: usize,
+    pub(crate) ids: usize,
     pub(crate) positions: usize,
     pub(crate) slots: usize,
     pub(crate) sample_rows: usize,
-    pub(crate) block_tables: usize,
     pub(crate) items: usize,
 }
 
@@ -35,117 +38,117 @@ impl Offsets {
             start
         };
         Self {
+            num_items: next(1),
+            ids: next(layout.ids.len()),
             positions: next(layout.positions.len()),
             slots: next(layout.slots.len()),
             sample_rows: next(layout.sample_rows.len()),
-            block_tables: next(layout.block_tables.len()),
             items: next(0),
         }
     }
 }
 
-/// One plan's memory.
+/// One step's pinned memory.
 #[derive(Debug)]
 struct Place {
     pinned: Pinned,
-    device: Allocation,
-    /// The copy from `pinned` is done.
+    /// The copy from it is done.
     copied: Event,
-    /// The items that lie behind the arrays, and the heads they were made for.
-    items: Cell<Option<(Heads, Counts)>>,
-}
-
-/// How many items a plan has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    /// Of many rows: these come first.
-    pub(crate) many: usize,
-    /// Of few rows.
-    pub(crate) few: usize,
 }
 
 impl Place {
-    fn new(ordinal: usize, words: usize) -> Result<Self, DeviceError> {
-        Ok(Self {
-            pinned: Pinned::new(words * 4)?,
-            device: runtime::allocate(ordinal, words * 4)?,
-            copied: Event::new(false)?,
-            items: Cell::new(None),
-        })
-    }
-
-    fn copy(&self, stream: &Stream, words: std::ops::Range<usize>) -> Result<(), DeviceError> {
-        let from = (self.pinned.address() + words.start * 4) as *const u8;
-        stream.copy_to_device(self.device.address() + words.start * 4, from, words.len() * 4)?;
-        self.copied.record(stream)
+    fn new() -> Result<Self, DeviceError> {
+        Ok(Self { pinned: Pinned::new(USUAL_WORDS * 4)?, copied: Event::new(false)? })
     }
 }
 
-/// The ring.
+/// The places.
 #[derive(Debug)]
 pub(crate) struct Steps {
     ordinal: usize,
     multiprocessors: usize,
     places: Vec<Place>,
     next: usize,
+    /// Where the arrays of all steps lie, as long as they fit...
+    usual: Allocation,
+    /// ... and those of steps that are larger.
+    large: Option<Allocation>,
 }
 
 impl Steps {
     pub(crate) fn new(ordinal: usize, multiprocessors: usize) -> Result<Self, DeviceError> {
-        let places = (0..PLACES).map(|_| Place::new(ordinal, FIRST_WORDS)).collect::<Result<_, _>>()?;
-        Ok(Self { ordinal, multiprocessors, places, next: 0 })
+        let places = (0..PLACES).map(|_| Place::new()).collect::<Result<_, _>>()?;
+        let usual = runtime::allocate(ordinal, USUAL_WORDS * 4)?;
+        Ok(Self { ordinal, multiprocessors, places, next: 0, usual, large: None })
     }
 
-    /// Copies a layout's arrays to the device; the tensor keeps its place's memory alive.
-    pub(crate) fn upload(&mut self, layout: &BatchLayout, stream: &Stream) -> Result<Tensor, DeviceError> {
-        let offsets = Offsets::of(layout);
-        let words = offsets.items + items::max_items(layout, self.multiprocessors) * ITEM_WORDS;
-        self.next = (self.next + 1) % PLACES;
-        let place = &mut self.places[self.next];
-        place.copied.wait()?;
-        if place.pinned.bytes() / 4 < words {
-            // Rare, and before anything of this step runs: the largest step so far was far smaller.
-            stream.synchronize()?;
-            *place = Place::new(self.ordinal, words.next_power_of_two())?;
-        }
-        let to = place.pinned.words();
-        to[offsets.positions..][..layout.positions.len()].copy_from_slice(&layout.positions);
-        to[offsets.slots..][..layout.slots.len()].copy_from_slice(&layout.slots);
-        to[offsets.sample_rows..][..layout.sample_rows.len()].copy_from_slice(&layout.sample_rows);
-        to[offsets.block_tables..][..layout.block_tables.len()].copy_from_slice(&layout.block_tables);
-        place.items.set(None);
-        place.copy(stream, 0..offsets.items)?;
-        Ok(Arena::new(place.device.clone()).tensor(DType::I32, 1, place.device.bytes() / 4))
-    }
-
-    /// How many items the plan at `address` has for `heads`; made and copied when a step's first layer asks.
-    pub(crate) fn items(
+    /// Copies a layout's arrays and the items of its attention with `heads` to the device.
+    pub(crate) fn upload(
         &mut self,
-        address: usize,
         layout: &BatchLayout,
         heads: Heads,
         stream: &Stream,
-    ) -> Result<Counts, DeviceError> {
-        let place = self
-            .places
-            .iter_mut()
-            .find(|place| place.device.address() == address)
-            .expect("a plan is used before four newer ones are made");
-        if let Some((made_for, counts)) = place.items.get()
-            && made_for == heads
-        {
-            return Ok(counts);
-        }
-        place.copied.wait()?;
+    ) -> Result<DevicePlan, DeviceError> {
         let items = items::build(layout, heads, self.multiprocessors);
-        let start = Offsets::of(layout).items;
-        for (to, item) in place.pinned.words()[start..].chunks_exact_mut(ITEM_WORDS).zip(&items) {
-            to.copy_from_slice(&item.words());
+        let offsets = Offsets::of(layout);
+        let (tables, words) = table_starts(layout, offsets.items + items.len() * ITEM_WORDS);
+        self.next = (self.next + 1) % PLACES;
+        let device = self.room(words, stream)?;
+        let place = &mut self.places[self.next];
+        place.copied.wait()?;
+        if place.pinned.bytes() / 4 < words {
+            place.pinned = Pinned::new(words.next_power_of_two() * 4)?;
         }
-        place.copy(stream, start..start + items.len() * ITEM_WORDS)?;
-        let many = items.iter().filter(|item| item.has_many_rows()).count();
-        let counts = Counts { many, few: items.len() - many };
-        place.items.set(Some((heads, counts)));
-        Ok(counts)
+        let to = place.pinned.words();
+        to[offsets.num_items] = items.len() as i32;
+        to[offsets.ids..][..layout.ids.len()].copy_from_slice(&layout.ids);
+        to[offsets.positions..][..layout.positions.len()].copy_from_slice(&layout.positions);
+        to[offsets.slots..][..layout.slots.len()].copy_from_slice(&layout.slots);
+        to[offsets.sample_rows..][..layout.sample_rows.len()].copy_from_slice(&layout.sample_rows);
+        for (to, item) in to[offsets.items..].chunks_exact_mut(ITEM_WORDS).zip(&items) {
+            to.copy_from_slice(&item.words(&tables));
+        }
+        for (sequence, start) in tables.iter().enumerate() {
+            let table = table(layout, sequence);
+            to[*start as usize..][..table.len()].copy_from_slice(table);
+        }
+        stream.copy_to_device(device.address(), place.pinned.address() as *const u8, words * 4)?;
+        place.copied.record(stream)?;
+        let arrays = Arena::new(device).tensor(DType::I32, 1, words);
+        let many = items.iter().filter(|item| Item::has_many_rows(item)).count();
+        Ok(DevicePlan { arrays, heads, many, few: items.len() - many })
     }
+
+    /// Memory of the device for so many words.
+    fn room(&mut self, words: usize, stream: &Stream) -> Result<Allocation, DeviceError> {
+        if words <= USUAL_WORDS {
+            return Ok(self.usual.clone());
+        }
+        match &self.large {
+            Some(large) if words * 4 <= large.bytes() => Ok(large.clone()),
+            _ => {
+                // Rare, and before anything of this step runs: the largest step so far was far smaller.
+                stream.synchronize()?;
+                let large = runtime::allocate(self.ordinal, words.next_power_of_two() * 4)?;
+                Ok(self.large.insert(large).clone())
+            }
+        }
+    }
+}
+
+/// The blocks that hold a sequence's context.
+fn table(layout: &BatchLayout, sequence: usize) -> &[i32] {
+    let blocks = (layout.context_lens[sequence] as usize).div_ceil(layout.block_size);
+    &layout.block_tables[sequence * layout.blocks_per_row..][..blocks]
+}
+
+/// Where each sequence's table begins when the first begins at `start`, and where the last ends.
+fn table_starts(layout: &BatchLayout, start: usize) -> (Vec<i32>, usize) {
+    let mut end = start;
+    let starts = (0..layout.sequences()).map(|sequence| {
+        let start = end;
+        end += table(layout, sequence).len();
+        start as i32
+    });
+    (starts.collect(), end)
 }

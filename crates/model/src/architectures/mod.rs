@@ -168,6 +168,13 @@ impl Model {
         }
     }
 
+    /// Where [`Self::forward`] of a step with so many sample rows left its logits: what it returned, on the last stage.
+    pub fn logits(&mut self, samples: usize) -> ViewMut<'_> {
+        match self {
+            Self::Qwen2(model) => model.logits(samples),
+        }
+    }
+
     /// Which part this is.
     #[must_use]
     pub fn shards(&self) -> &Shards {

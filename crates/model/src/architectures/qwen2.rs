@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5, dense (arXiv 2412.15115): pre-norm decoder, biases on q, k and v, grouped queries, SwiGLU.
 
 use phalanx_device::backend::KvLayer;
-use phalanx_device::{Tensor, ViewMut};
+use phalanx_device::{Device, Tensor, ViewMut};
 
 use super::spec::{EMBEDDING, FINAL_NORM, OUTPUT_MATRIX, in_layer, rank_spec};
 use super::{TensorKind, TensorShape};
@@ -12,7 +12,7 @@ use crate::layers::embedding::Embedding;
 use crate::layers::lm_head::LmHead;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::RmsNorm;
-use crate::layers::workspace::{Workspace, WorkspaceShapes};
+use crate::layers::workspace::{Rows, Workspace, WorkspaceShapes};
 use crate::layers::{Forward, held_bytes};
 use crate::memory::Limits;
 use crate::weights::load::Loader;
@@ -50,15 +50,10 @@ impl Qwen2 {
         for (index, (layer, kv)) in self.layers.iter().zip(kv).enumerate() {
             match index {
                 0 => layer.attention_norm.forward(device, x.normed.reborrow(), x.residual.view()),
-                _ => layer.attention_norm.add_forward(
-                    device,
-                    x.normed.reborrow(),
-                    x.residual.reborrow(),
-                    x.hidden.view(),
-                ),
+                _ => add_hidden(&layer.attention_norm, device, &mut x),
             }
             layer.attention.forward(cx, self.rope.view(), &mut x, kv);
-            layer.mlp_norm.add_forward(device, x.normed.reborrow(), x.residual.reborrow(), x.hidden.view());
+            add_hidden(&layer.mlp_norm, device, &mut x);
             layer.mlp.forward(cx, &mut x);
         }
         match &self.head {
@@ -67,11 +62,16 @@ impl Qwen2 {
             None => {
                 // Only the sum goes on; the norm that comes with the addition is for nobody.
                 let norm = &self.layers.last().expect("a stage has layers").mlp_norm;
-                norm.add_forward(device, x.normed.reborrow(), x.residual.reborrow(), x.hidden.view());
+                add_hidden(norm, device, &mut x);
                 device.stage_group().send(stage + 1, x.residual.view());
                 None
             }
         }
+    }
+
+    /// Where [`super::Model::forward`] leaves the logits of so many rows.
+    pub(crate) fn logits(&mut self, samples: usize) -> ViewMut<'_> {
+        self.workspace.logits(samples)
     }
 
     /// Takes this rank's slices.
@@ -122,6 +122,11 @@ impl Qwen2 {
         let head = self.head.as_ref().map_or(0, LmHead::bytes);
         embedding + layers + head + held_bytes(&self.rope) + self.workspace.bytes()
     }
+}
+
+/// Adds what the layer before made, summed over the ranks, to the residual stream, and norms that for the next.
+fn add_hidden(norm: &RmsNorm, device: &Device, x: &mut Rows<'_>) {
+    norm.reduce_add_forward(device, x.normed.reborrow(), x.residual.reborrow(), x.hidden.reborrow());
 }
 
 /// Every tensor of a Qwen2 model.

@@ -41,7 +41,8 @@ impl Attention {
         })
     }
 
-    /// `rows.hidden = attention(rows.normed)`, summed over the ranks; keys and values of the step's tokens go to `kv`.
+    /// `rows.hidden = attention(rows.normed)`, this rank's part of the sum over the ranks; keys and values of the step's
+    /// tokens go to `kv`.
     pub fn forward(&self, cx: &Forward<'_>, rope: View<'_>, rows: &mut Rows<'_>, kv: &mut KvLayer) {
         let device = cx.device;
         self.qkv.forward(device, rows.qkv.reborrow(), rows.normed.view());
@@ -49,7 +50,6 @@ impl Attention {
         let attended = rows.attended.reborrow().slice_columns(self.own.clone());
         device.attention(attended, rows.qkv.view(), kv, cx.plan, self.heads);
         self.output.forward(device, rows.hidden.reborrow(), rows.attended.view());
-        device.all_reduce(rows.hidden.reborrow());
     }
 
     /// Bytes held in the device's memory.

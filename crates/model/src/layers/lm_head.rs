@@ -42,13 +42,14 @@ impl LmHead {
         Ok(Self { norm, matrix, tied: is_tied })
     }
 
-    /// `logits = norm(residual + hidden) W^T` of the sampled rows, `[samples, vocab]`, whole on every rank.
+    /// `logits = norm(residual + sum of hidden) W^T` of the sampled rows, `[samples, vocab]`, whole on every rank.
     pub fn forward<'w>(&self, cx: &Forward<'_>, rows: &Rows<'_>, mut samples: SampleRows<'w>) -> ViewMut<'w> {
         let device = cx.device;
         device.gather_sample_rows(samples.residual.reborrow(), rows.residual.view(), cx.plan);
         device.gather_sample_rows(samples.hidden.reborrow(), rows.hidden.view(), cx.plan);
-        let residual = samples.residual.reborrow();
-        self.norm.add_forward(device, samples.normed.reborrow(), residual, samples.hidden.view());
+        // The last sum over the ranks is of these rows alone.
+        let (residual, hidden) = (samples.residual.reborrow(), samples.hidden.reborrow());
+        self.norm.reduce_add_forward(device, samples.normed.reborrow(), residual, hidden);
         device.matmul(samples.own_logits.reborrow(), samples.normed.view(), &self.matrix, None);
         match samples.logits {
             None => samples.own_logits,

@@ -36,13 +36,12 @@ impl Mlp {
         })
     }
 
-    /// `rows.hidden = mlp(rows.normed)`, summed over the ranks.
+    /// `rows.hidden = mlp(rows.normed)`, this rank's part of the sum over the ranks.
     pub fn forward(&self, cx: &Forward<'_>, rows: &mut Rows<'_>) {
         let device = cx.device;
         let activated = rows.activated.reborrow().slice_columns(self.own.clone());
         self.gate_up.gated_forward(device, activated, rows.gate_up.reborrow(), rows.normed.view());
         self.down.forward(device, rows.hidden.reborrow(), rows.activated.view());
-        device.all_reduce(rows.hidden.reborrow());
     }
 
     /// Bytes held in the device's memory.

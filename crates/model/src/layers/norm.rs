@@ -27,9 +27,15 @@ impl RmsNorm {
         device.rms_norm(out, x, self.weight.view(), self.eps);
     }
 
-    /// `residual += x`, then `out = norm(residual)`.
-    pub fn add_forward(&self, device: &Device, out: ViewMut<'_>, residual: ViewMut<'_>, x: View<'_>) {
-        device.add_rms_norm(out, residual, x, self.weight.view(), self.eps);
+    /// `residual += sum of x over the ranks`, then `out = norm(residual)`; `x` is scratch afterwards.
+    pub fn reduce_add_forward(
+        &self,
+        device: &Device,
+        out: ViewMut<'_>,
+        residual: ViewMut<'_>,
+        x: ViewMut<'_>,
+    ) {
+        device.all_reduce_add_rms_norm(out, residual, x, self.weight.view(), self.eps);
     }
 
     /// Bytes held in the device's memory.

@@ -166,6 +166,12 @@ impl Workspace {
         };
         (rows, sample_rows)
     }
+
+    /// Where the logits of so many sampled rows lie, whole.
+    pub fn logits(&mut self, samples: usize) -> ViewMut<'_> {
+        let whole = if self.logits.width() == 0 { &mut self.own_logits } else { &mut self.logits };
+        first(whole, samples)
+    }
 }
 
 fn first(tensor: &mut Tensor, rows: usize) -> ViewMut<'_> {

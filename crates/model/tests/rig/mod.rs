@@ -133,7 +133,8 @@ fn prompt_logits(device: &Device, model: &mut Model, prompt: &Prompt) -> Vec<f32
     for chunk in &prompt.chunks {
         let range = done..done + chunk;
         device.write_i32(ids.view_mut().slice_rows(0..*chunk), &prompt.tokens[range.clone()]);
-        let plan = device.plan(layout(range, prompt.first_position, num_blocks));
+        let layout = layout(range, prompt.first_position, num_blocks);
+        let plan = device.plan(layout, model.shards().heads);
         let cx = Forward { device, plan: &plan, ids: ids.view().slice_rows(0..*chunk) };
         if let Some(logits) = model.forward(&cx, &mut kv) {
             all.extend(device.read_f32(logits.view()));
@@ -174,6 +175,7 @@ fn layout(range: std::ops::Range<usize>, first_position: usize, num_blocks: usiz
         blocks_per_row,
         block_size: BLOCK,
         sample_rows: (0..range.len() as i32).collect(),
+        ids: vec![],
     }
 }
 

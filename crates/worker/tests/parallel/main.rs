@@ -1,16 +1,21 @@
-//! Tensor parallel, pipeline, chunks, prefix cache, preemption and company in the batch: none of them changes a token.
+//! Tensor parallel, pipeline, overlap, chunks, prefix cache, preemption and company in the batch: none of them changes a
+//! token.
 
+mod late;
 mod rig;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use phalanx_scheduler::SchedulerConfig;
 use phalanx_scheduler::step::{
     BlockId, Chunk, ChunkTokens, Executor, SamplingParams, SequenceId, Started, Step,
 };
 use phalanx_worker::LocalExecutor;
 
-use crate::rig::{Ask, VOCAB, alone, cramped, executor, mesh, prompt, rank, roomy, run, weights};
+use crate::rig::{
+    Ask, Pace, VOCAB, alone, cramped, executor, executor_of, mesh, prompt, rank, roomy, run, weights,
+};
 
 /// Greedy and sampled answers to prompts of 1 to 60 tokens, some of which begin alike.
 fn asks() -> Vec<Ask> {
@@ -48,6 +53,55 @@ fn every_layout_gives_the_same_text() {
         assert!(0 < stats.preemptions, "the pool was too small for all: {stats:?}");
         assert!(0 < stats.prefix_hits, "prompts began alike: {stats:?}");
         assert!(0 < stats.copied_blocks, "answers to one prompt shared a block: {stats:?}");
+    }
+}
+
+/// [`asks`], and answers that end in the middle: at a token, by an abort, by a fault. With overlap their next token is
+/// under way by then.
+fn asks_that_end_early(weights: &Arc<phalanx_model::Weights>) -> Vec<Ask> {
+    let mut asks = asks();
+    let whole = alone(weights, &asks);
+    asks[4].stop_token_ids = vec![whole[4][0][7]];
+    asks[1].stop_token_ids = vec![whole[1][1][3], whole[1][2][11]];
+    asks[5].aborted_at = Some(3);
+    asks[2].aborted_at = Some(1);
+    let nothing_allowed: Vec<u32> = (0..VOCAB as u32).collect();
+    let sampling =
+        SamplingParams { suppressed_until_min: nothing_allowed, min_tokens: 2, ..SamplingParams::default() };
+    asks.push(Ask { sampling: vec![sampling], ..asks[6].clone() });
+    asks
+}
+
+#[test]
+fn overlap_changes_no_text() {
+    let weights = weights();
+    let asks = asks_that_end_early(&weights);
+    let expected = alone(&weights, &asks);
+    assert!(expected.last().unwrap()[0].is_empty(), "no token may be chosen, which is a fault");
+    for (tensor_size, pace) in
+        [(1, Pace::AtOnce), (1, Pace::Late), (2, Pace::Late), (3, Pace::AtOnce), (3, Pace::Late)]
+    {
+        for config in [cramped(1), roomy(1)] {
+            let config = SchedulerConfig { overlap: true, ..config };
+            let mut executor = executor_of(&weights, mesh(tensor_size, 1), &config, pace).unwrap();
+            assert_eq!(executor.depth(), 2);
+            let (answers, stats) = run(&mut executor, config.clone(), &asks);
+            assert_eq!(answers, expected, "tensor parallel {tensor_size}, {pace:?}, {config:?}");
+            assert_eq!(0 < stats.preemptions, config.prefix_cache, "the small pool was too small: {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn stages_that_compute_late_give_the_same_text() {
+    let weights = weights();
+    let asks = asks_that_end_early(&weights);
+    let expected = alone(&weights, &asks);
+    for (tensor_size, num_stages) in [(1, 2), (2, 2)] {
+        let config = cramped(num_stages);
+        let mut executor = executor_of(&weights, mesh(tensor_size, num_stages), &config, Pace::Late).unwrap();
+        let (answers, _) = run(&mut executor, config, &asks);
+        assert_eq!(answers, expected, "tensor parallel {tensor_size}, {num_stages} stages");
     }
 }
 
@@ -102,6 +156,28 @@ fn a_rank_alone_knows_the_token_it_sampled() {
 }
 
 #[test]
+fn a_step_starts_before_the_ids_of_the_one_before_are_known() {
+    let weights = weights();
+    let config = SchedulerConfig { overlap: true, ..roomy(1) };
+    let executor = |pace| executor_of(&weights, mesh(2, 1), &config, pace).unwrap();
+    let prompt = || step(0, 0, ChunkTokens::Given(vec![1, 2, 3]));
+    let (mut told, mut knowing) = (executor(Pace::AtOnce), executor(Pace::Late));
+    let mut expected = vec![carry_out(&mut told, prompt())];
+    for number in 1..5 {
+        let given = ChunkTokens::Given(vec![*expected.last().unwrap()]);
+        expected.push(carry_out(&mut told, step(number, 2 + number as usize, given)));
+    }
+    knowing.submit(prompt());
+    let mut tokens = Vec::new();
+    for number in 1..5 {
+        knowing.submit(step(number, 2 + number as usize, ChunkTokens::LastSampled));
+        tokens.push(knowing.wait().unwrap().sampled[0].outcome.clone().unwrap().token);
+    }
+    tokens.push(knowing.wait().unwrap().sampled[0].outcome.clone().unwrap().token);
+    assert_eq!(tokens, expected);
+}
+
+#[test]
 fn a_rank_that_panics_is_named_and_the_others_are_released() {
     let weights = weights();
     // Of two stages the first cannot know what the second sampled; the second waits for it.
@@ -109,8 +185,7 @@ fn a_rank_that_panics_is_named_and_the_others_are_released() {
     let _first = carry_out(&mut lost, step(0, 0, ChunkTokens::Given(vec![1, 2, 3])));
     lost.submit(step(1, 3, ChunkTokens::LastSampled));
     let error = lost.wait().unwrap_err();
-    let text =
-        "rank (stage 0, tensor rank 0): panicked: a first stage that is not the last is given its tokens";
+    let text = "rank (stage 0, tensor rank 0): panicked: a rank that does not sample is given its tokens";
     assert_eq!(error.0, text);
     lost.submit(step(2, 4, ChunkTokens::LastSampled));
     assert_eq!(lost.wait(), Err(error), "nothing more will come");
@@ -121,13 +196,13 @@ fn a_rank_that_cannot_be_built_is_named() {
     let weights = weights();
     let build_but = |fault: fn()| {
         let weights = Arc::clone(&weights);
-        LocalExecutor::start(mesh(2, 2), move |seat| {
+        LocalExecutor::start(mesh(2, 2), 2, move |seat| {
             let place = seat.place;
             if (place.stage, place.tensor_rank) == (1, 0) {
                 fault();
                 return Err("no memory left".to_owned());
             }
-            rank(&weights, seat, 16, 4)
+            rank(&weights, seat, &roomy(2), Pace::AtOnce)
         })
     };
     let named = "rank (stage 1, tensor rank 0): ";

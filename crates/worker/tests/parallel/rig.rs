@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_device::cpu::Cpu;
-use phalanx_device::{DType, Device};
+use phalanx_device::{Backend, DType, Device};
 use phalanx_model::{Limits, LoadOptions, Model, ModelConfig, WeightType, Weights};
-use phalanx_scheduler::step::{Executor, SamplingParams, SequenceId, TokenId};
+use phalanx_scheduler::step::{ChunkTokens, Executor, SamplingParams, SequenceId, TokenId};
 use phalanx_scheduler::{Scheduler, SchedulerConfig, Stats, Submission};
-use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, Seat, StartError};
+use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, RankOptions, Seat, StartError};
+
+use crate::late::Late;
 
 /// Tokens that exist; the model's matrices have twenty rows more.
 pub(crate) const VOCAB: usize = 300;
@@ -34,21 +36,36 @@ pub(crate) fn weights() -> Arc<Weights> {
     Arc::new(Weights::dummy(config, 28))
 }
 
-/// Builds one rank, with a pool of `num_blocks` blocks of `block_size` tokens.
+/// How a rank computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Operations are done when they return.
+    AtOnce,
+    /// Steps are under way until they are waited for.
+    Late,
+}
+
+/// Builds one rank with the pool and the overlap of `config`.
 pub(crate) fn rank(
     weights: &Weights,
     seat: Seat,
-    num_blocks: usize,
-    block_size: usize,
+    config: &SchedulerConfig,
+    pace: Pace,
 ) -> Result<Rank, String> {
-    let backend = Cpu::new(1).map_err(|error| error.to_string())?;
-    let device = Device::new(Box::new(backend), seat.tensor_group, seat.stage_group);
+    let cpu = Cpu::new(1).map_err(|error| error.to_string())?;
+    let backend: Box<dyn Backend> = match pace {
+        Pace::AtOnce => Box::new(cpu),
+        Pace::Late => Box::new(Late(cpu)),
+    };
+    let device = Device::new(backend, seat.tensor_group, seat.stage_group);
     let limits = Limits { max_tokens: 128, max_samples: 32, max_model_len: MAX_MODEL_LEN };
     let options = LoadOptions { place: seat.place, limits, weight_type: WeightType::AsStored };
     let model = Model::load(&device, weights, weights.config(), &options, &|_| {});
     let model = model.map_err(|error| error.to_string())?;
+    let &SchedulerConfig { num_blocks, block_size, overlap, .. } = config;
     let kv_cache = KvCacheSpec { dtype: DType::F32, num_blocks, block_size };
-    Rank::new(device, model, kv_cache, limits, VOCAB).map_err(|error| error.to_string())
+    let options = RankOptions { kv_cache, limits, vocab_size: VOCAB, overlap };
+    Rank::new(device, model, options).map_err(|error| error.to_string())
 }
 
 pub(crate) fn executor(
@@ -56,9 +73,18 @@ pub(crate) fn executor(
     mesh: Mesh,
     config: &SchedulerConfig,
 ) -> Result<LocalExecutor, StartError> {
-    let (num_blocks, block_size) = (config.num_blocks, config.block_size);
-    let weights = Arc::clone(weights);
-    LocalExecutor::start(mesh, move |seat| rank(&weights, seat, num_blocks, block_size))
+    executor_of(weights, mesh, config, Pace::AtOnce)
+}
+
+pub(crate) fn executor_of(
+    weights: &Arc<Weights>,
+    mesh: Mesh,
+    config: &SchedulerConfig,
+    pace: Pace,
+) -> Result<LocalExecutor, StartError> {
+    let (weights, config) = (Arc::clone(weights), config.clone());
+    let depth = if config.overlap { 2 } else { mesh.num_stages };
+    LocalExecutor::start(mesh, depth, move |seat| rank(&weights, seat, &config, pace))
 }
 
 /// Room for everybody, nothing shared.
@@ -93,12 +119,21 @@ pub(crate) struct Ask {
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) sampling: Vec<SamplingParams>,
     pub(crate) max_new_tokens: usize,
+    pub(crate) stop_token_ids: Vec<TokenId>,
+    /// Each of its sequences is aborted when it has so many tokens.
+    pub(crate) aborted_at: Option<usize>,
 }
 
 impl Ask {
     pub(crate) fn greedy(prompt: &[TokenId], max_new_tokens: usize) -> Self {
         let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        Self { prompt: prompt.to_vec(), sampling: vec![sampling], max_new_tokens }
+        Self {
+            prompt: prompt.to_vec(),
+            sampling: vec![sampling],
+            max_new_tokens,
+            stop_token_ids: Vec::new(),
+            aborted_at: None,
+        }
     }
 }
 
@@ -106,15 +141,18 @@ pub(crate) fn prompt(random: &mut fastrand::Rng, len: usize) -> Vec<TokenId> {
     (0..len).map(|_| random.u32(..VOCAB as u32)).collect()
 }
 
-/// Every answer of every ask, in order, and what the scheduler did. The later half of the asks comes when the first
+/// Every answer of every ask, in order, and what the scheduler did; a fault ends an answer. The later half of the asks comes when the first
 /// answer of the earlier half is complete.
 pub(crate) fn run(
     executor: &mut LocalExecutor,
     config: SchedulerConfig,
     asks: &[Ask],
 ) -> (Vec<Vec<Vec<TokenId>>>, Stats) {
+    let overlap = config.overlap;
     let mut scheduler = Scheduler::new(config).expect("the configuration is sound");
     let mut ids = Vec::new();
+    let aborted_at: Vec<Option<usize>> =
+        asks.iter().flat_map(|ask| vec![ask.aborted_at; ask.sampling.len()]).collect();
     let mut next = 0;
     let mut submit = |scheduler: &mut Scheduler, ask: &Ask| {
         let sequences: Vec<SequenceId> = (next..).take(ask.sampling.len()).map(SequenceId).collect();
@@ -124,7 +162,7 @@ pub(crate) fn run(
             prompt: ask.prompt.as_slice().into(),
             sampling: ask.sampling.iter().cloned().map(Arc::new).collect(),
             max_new_tokens: ask.max_new_tokens,
-            stop_token_ids: Vec::new(),
+            stop_token_ids: ask.stop_token_ids.clone(),
             priority: 0,
             cache_salt: None,
         };
@@ -135,13 +173,19 @@ pub(crate) fn run(
     early.iter().for_each(|ask| submit(&mut scheduler, ask));
     let mut late = Some(late);
     let mut tokens: HashMap<SequenceId, Vec<TokenId>> = HashMap::new();
+    let mut fed_back = 0;
     while scheduler.has_work() {
         while scheduler.steps_in_flight() < executor.depth() {
             let Some(step) = scheduler.schedule() else { break };
+            fed_back += step.chunks.iter().filter(|chunk| chunk.tokens == ChunkTokens::LastSampled).count();
             executor.submit(Arc::new(step));
         }
         for update in scheduler.complete(&executor.wait().expect("no rank is lost")) {
-            tokens.entry(update.sequence).or_default().push(update.token.expect("logits are finite"));
+            let answer = tokens.entry(update.sequence).or_default();
+            answer.extend(update.token);
+            if aborted_at[update.sequence.0 as usize] == Some(answer.len()) {
+                scheduler.abort(update.sequence);
+            }
             if let (Some(_), Some(late)) = (update.finish, update.finish.and_then(|_| late.take())) {
                 late.iter().for_each(|ask| submit(&mut scheduler, ask));
             }
@@ -149,6 +193,7 @@ pub(crate) fn run(
     }
     let stats = scheduler.stats();
     assert_eq!((stats.used_blocks, stats.running, stats.waiting), (0, 0, 0));
+    assert_eq!(0 < fed_back, overlap, "tokens that are not known are computed with overlap alone");
     let answers = ids.iter().map(|ids| ids.iter().map(|id| tokens[id].clone()).collect()).collect();
     (answers, stats)
 }

@@ -11,7 +11,8 @@
 mod cut;
 mod scan;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{OnceLock, PoisonError};
 
 use self::cut::Candidate;
 use self::scan::{Mass, Peak, Scale, Walk};
@@ -21,8 +22,34 @@ use super::{Cpu, lanes, parallel, philox};
 use crate::sampling::{SampleRow, SampledRow};
 use crate::tensor::ViewMut;
 
+/// What was chosen, step by step.
+#[derive(Debug, Default)]
+pub(super) struct Results {
+    /// In the step at hand.
+    now: Vec<SampledRow>,
+    /// In the steps that have ended, oldest first.
+    ended: VecDeque<Vec<SampledRow>>,
+}
+
+impl Results {
+    /// See [`crate::Backend::end_step`].
+    pub(super) fn end_step(&mut self) {
+        self.ended.push_back(std::mem::take(&mut self.now));
+    }
+
+    /// See [`crate::Backend::is_done`]: operations are done when they return.
+    pub(super) fn is_done(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// See [`crate::Backend::collect`].
+    pub(super) fn collect(&mut self) -> Vec<SampledRow> {
+        self.ended.pop_front().unwrap_or_else(|| std::mem::take(&mut self.now))
+    }
+}
+
 /// See [`crate::Backend::sample`].
-pub(super) fn sample(cpu: &Cpu, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow]) {
+pub(super) fn sample(cpu: &Cpu, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>) {
     let logits = RowsMut::<f32>::new(logits);
     let sampled: Vec<OnceLock<SampledRow>> = rows.iter().map(|_| OnceLock::new()).collect();
     let features = cpu.features;
@@ -34,13 +61,13 @@ pub(super) fn sample(cpu: &Cpu, logits: ViewMut<'_>, vocab: usize, rows: &[Sampl
             place.set(chosen).expect("a row is sampled once");
         },
     );
-    let sampled = sampled.into_iter().map(|row| row.into_inner().expect("every row was sampled")).collect();
-    *cpu.sampled.lock().unwrap_or_else(PoisonError::into_inner) = sampled;
-}
-
-/// What [`crate::Backend::collect`] returns, once.
-pub(super) fn collect(sampled: &Mutex<Vec<SampledRow>>) -> Vec<SampledRow> {
-    std::mem::take(&mut *sampled.lock().unwrap_or_else(PoisonError::into_inner))
+    let sampled: Vec<SampledRow> =
+        sampled.into_iter().map(|row| row.into_inner().expect("every row was sampled")).collect();
+    let mut tokens = RowsMut::<i32>::new(tokens);
+    for (index, row) in sampled.iter().enumerate() {
+        tokens.row(index)[0] = row.token.cast_signed();
+    }
+    cpu.sampled.lock().unwrap_or_else(PoisonError::into_inner).now = sampled;
 }
 
 /// Samples one row of logits, which is scratch afterwards.

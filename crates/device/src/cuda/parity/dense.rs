@@ -1,5 +1,6 @@
 //! Cases of the operations on whole rows: embedding, norms, products, activation, gathering.
 
+use super::paged::HEADS;
 use super::{Bench, Twin, encode, rounded};
 use crate::backend::Backend;
 use crate::batch::BatchLayout;
@@ -110,7 +111,7 @@ fn gather(bench: &mut Bench<'_>, tokens: usize, width: usize) {
     let (ours, theirs) = (layout(3, bench.missing()), layout(3, 0));
     let rows = theirs.sample_rows.len();
     let told = ours.sample_rows.len();
-    let (ours, theirs) = (bench.cuda.plan(ours), bench.reference.plan(theirs));
+    let (ours, theirs) = (bench.cuda.plan(ours, HEADS[0]), bench.reference.plan(theirs, HEADS[0]));
     let mut out = bench.poisoned(bench.cuda.activation_dtype(), rows, width);
     bench.cuda.gather_sample_rows(out.cuda.view_mut().slice_rows(0..told), x.cuda.view(), &ours);
     bench.reference.gather_sample_rows(out.reference.view_mut(), x.reference.view(), &theirs);

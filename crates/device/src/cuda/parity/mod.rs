@@ -7,6 +7,7 @@ pub mod group;
 mod loading;
 mod paged;
 mod sampling;
+mod steps;
 
 use std::fmt;
 
@@ -81,6 +82,7 @@ pub fn run(cuda: &Cuda, reference: &dyn Backend, planted: Planted) -> Report {
     loading::run(&mut bench);
     paged::run(&mut bench);
     sampling::run(&mut bench);
+    steps::run(&mut bench);
     if let Err(error) = cuda.collect() {
         let case = error.to_string();
         bench.outcomes.push(Outcome { operation: "device", case, error: f32::INFINITY, limit: 0.0 });
@@ -142,6 +144,13 @@ impl Bench<'_> {
         self.cuda.write(twin.cuda.view_mut(), &bytes);
         self.reference.write(twin.reference.view_mut(), &bytes);
         twin
+    }
+
+    /// A column of integers.
+    fn integers_of(backend: &dyn Backend, tensor: &Tensor) -> Vec<i32> {
+        let mut bytes = vec![0; tensor.rows() * 4];
+        backend.read(tensor.view(), &mut bytes);
+        bytes.as_chunks().0.iter().map(|word| i32::from_ne_bytes(*word)).collect()
     }
 
     /// An output, full of NaN.

@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::tensor::Tensor;
 
 /// Qwen2.5-7B on one rank, and what its ranks see at other splits; then other groups and the small head.
-const HEADS: [Heads; 8] = [
+pub(super) const HEADS: [Heads; 8] = [
     Heads { num_heads: 28, num_kv_heads: 4, head_dim: 128, group_size: 7, group_offset: 0 },
     Heads { num_heads: 14, num_kv_heads: 2, head_dim: 128, group_size: 7, group_offset: 0 },
     Heads { num_heads: 9, num_kv_heads: 2, head_dim: 128, group_size: 7, group_offset: 3 },
@@ -134,7 +134,7 @@ fn rope_and_store(bench: &mut Bench<'_>, heads: Heads, sequences: &[(usize, usiz
     for position in &mut told.positions[..bench.missing()] {
         *position += 1;
     }
-    let (ours, theirs) = (bench.cuda.plan(told), bench.reference.plan(layout));
+    let (ours, theirs) = (bench.cuda.plan(told, heads), bench.reference.plan(layout, heads));
     bench.cuda.rope_and_store(qkv.cuda.view_mut(), rope.cuda.view(), &mut pool.cuda, &ours, heads);
     let qkv_there = qkv.reference.view_mut();
     bench.reference.rope_and_store(qkv_there, rope.reference.view(), &mut pool.reference, &theirs, heads);
@@ -165,7 +165,7 @@ fn attention(bench: &mut Bench<'_>, heads: Heads, sequences: &[(usize, usize)], 
         });
         told.block_tables[0] = (told.block_tables[0] + 1) % num_blocks as i32;
     }
-    let (ours, theirs) = (bench.cuda.plan(told), bench.reference.plan(layout));
+    let (ours, theirs) = (bench.cuda.plan(told, heads), bench.reference.plan(layout, heads));
     bench.cuda.attention(out.cuda.view_mut(), qkv.cuda.view(), &pool.cuda, &ours, heads);
     bench.reference.attention(
         out.reference.view_mut(),

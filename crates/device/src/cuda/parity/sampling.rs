@@ -71,9 +71,15 @@ fn logits(bench: &mut Bench<'_>, sharpness: f32, steps: f32) -> Vec<f32> {
 
 fn sample(bench: &Bench<'_>, values: &[f32], rows: &[SampleRow]) -> (Vec<SampledRow>, Vec<SampledRow>) {
     let mut twin = bench.twin(DType::F32, ROWS, WIDTH, values);
-    bench.cuda.sample(twin.cuda.view_mut(), VOCAB - bench.missing(), rows);
-    bench.reference.sample(twin.reference.view_mut(), VOCAB, rows);
-    let ours = bench.cuda.collect().unwrap_or_default();
+    let mut tokens = bench.integers(&[-1; ROWS]);
+    let vocab = VOCAB - bench.missing();
+    bench.cuda.sample(twin.cuda.view_mut(), vocab, rows, tokens.cuda.view_mut());
+    bench.reference.sample(twin.reference.view_mut(), VOCAB, rows, tokens.reference.view_mut());
+    let mut ours = bench.cuda.collect().unwrap_or_default();
+    // What stays on the device for the next step must be what comes to the host.
+    for (row, token) in ours.iter_mut().zip(Bench::integers_of(bench.cuda, &tokens.cuda)) {
+        row.finite &= row.token == token.cast_unsigned();
+    }
     (ours, bench.reference.collect().unwrap_or_default())
 }
 
