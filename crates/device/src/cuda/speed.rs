@@ -79,10 +79,18 @@ pub fn run(cuda: &Cuda) -> Result<Speed, DeviceError> {
         ("gate_up", 37_888, 3584),
         ("down", 3584, 18_944),
         ("lm_head", 152_064, 3584),
+        ("qkv of 2", 2304, 3584),
+        ("o of 2", 3584, 1792),
+        ("gate_up of 2", 18_944, 3584),
+        ("down of 2", 3584, 9472),
     ] {
         let copies = (ROTATED_BYTES / (rows * columns * 2)).clamp(1, 12);
         let weights = (0..copies).map(|_| bench.weight(rows, columns)).collect::<Result<Vec<_>, _>>()?;
-        let most = if name == "lm_head" { 256 } else { 8192 };
+        let most = match name {
+            "lm_head" => 256,
+            _ if name.ends_with("of 2") => 8,
+            _ => 8192,
+        };
         for tokens in [1, 2, 8, 9, 16, 32, 64, 128, 256, 2048, 8192] {
             if tokens <= most {
                 bench.matmul(name, tokens, &weights)?;
