@@ -48,6 +48,13 @@ pub enum LoadError {
         /// Tokens that came.
         came: usize,
     },
+    /// The first request had ended before the last one began to decode.
+    TooShort {
+        /// Requests at once.
+        batch_size: usize,
+        /// Tokens of each answer.
+        output_len: usize,
+    },
 }
 
 impl std::fmt::Display for LoadError {
@@ -55,6 +62,10 @@ impl std::fmt::Display for LoadError {
         match self {
             Self::Request(error) => write!(f, "{error}"),
             Self::Short { asked, came } => write!(f, "a request gave {came} of {asked} tokens"),
+            Self::TooShort { batch_size, output_len } => write!(
+                f,
+                "answers of {output_len} tokens are over before all of {batch_size} requests decode: raise --output-len"
+            ),
         }
     }
 }

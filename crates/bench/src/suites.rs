@@ -3,7 +3,14 @@
 use phalanx_engine::Router;
 
 use crate::load::{Load, LoadError, Observed, Prompts, run};
+use crate::matrix::MatrixRow;
 use crate::report::Figure;
+use crate::roofline::Roofline;
+
+/// Runs of each load before those that count.
+pub const WARM_UP_RUNS: usize = 1;
+/// Tokens of an answer while warming up: enough for every kind of step to have been made.
+const WARM_UP_OUTPUT: usize = 32;
 
 /// What all suites need.
 pub struct Suite<'a> {
@@ -11,13 +18,19 @@ pub struct Suite<'a> {
     pub router: &'a Router,
     /// Where prompts come from.
     pub prompts: Prompts,
-    /// Runs of each load; one more is made before, to warm up, and not counted.
+    /// Runs of each load that count.
     pub repeats: usize,
+    /// What the devices allow.
+    pub roofline: &'a Roofline,
 }
 
 impl Suite<'_> {
     fn observe(&mut self, load: &Load) -> Result<Vec<Observed>, LoadError> {
-        run(self.router, load, &mut self.prompts)?;
+        let short = |&(input_len, output_len): &(usize, usize)| (input_len, output_len.min(WARM_UP_OUTPUT));
+        let warm_up = Load { requests: load.requests.iter().map(short).collect() };
+        for _ in 0..WARM_UP_RUNS {
+            run(self.router, &warm_up, &mut self.prompts)?;
+        }
         (0..self.repeats.max(1)).map(|_| run(self.router, load, &mut self.prompts)).collect()
     }
 }
@@ -25,7 +38,7 @@ impl Suite<'_> {
 /// Decode speed for each batch size: all requests in step, prompts of `input_len`, `output_len` tokens out.
 ///
 /// # Errors
-/// A request failed.
+/// A request failed, or answers are too short for all requests to decode at the same time.
 pub fn latency(
     suite: &mut Suite<'_>,
     batch_sizes: &[usize],
@@ -35,11 +48,16 @@ pub fn latency(
     let mut figures = Vec::new();
     for &batch_size in batch_sizes {
         let seen = suite.observe(&Load::uniform(batch_size, input_len, output_len))?;
-        let rates = seen.iter().map(|seen| seen.steady_tokens as f64 / seen.steady_seconds).collect();
-        figures.push(Figure::new(format!("decode, {batch_size} at once"), "tok/s", rates));
-        let millis =
-            seen.iter().map(|seen| 1e3 * seen.steady_seconds * batch_size as f64 / seen.steady_tokens as f64);
-        figures.push(Figure::new(format!("one token of each, {batch_size} at once"), "ms", millis.collect()));
+        // The time of one token of each request, while all of them decode.
+        let round = |seen: &Observed| match 0 < seen.steady_tokens && 0.0 < seen.steady_seconds {
+            true => Ok(seen.steady_seconds * batch_size as f64 / seen.steady_tokens as f64),
+            false => Err(LoadError::TooShort { batch_size, output_len }),
+        };
+        let seconds = seen.iter().map(round).collect::<Result<Vec<f64>, _>>()?;
+        let mean_context = input_len as f64 + output_len as f64 / 2.0;
+        let least = suite.roofline.decode_seconds(batch_size, mean_context);
+        figures.push(Figure::rate(format!("decode, {batch_size} at once"), batch_size, &seconds, least));
+        figures.push(Figure::millis(format!("one token of each, {batch_size} at once"), &seconds, least));
     }
     Ok(figures)
 }
@@ -52,58 +70,81 @@ pub fn prefill(suite: &mut Suite<'_>, input_lens: &[usize]) -> Result<Vec<Figure
     let mut figures = Vec::new();
     for &input_len in input_lens {
         let seen = suite.observe(&Load::uniform(1, input_len, 1))?;
-        let first: Vec<f64> = seen.iter().map(|seen| seen.first_token_seconds[0]).collect();
-        let rates = first.iter().map(|seconds| input_len as f64 / seconds).collect();
-        figures.push(Figure::new(format!("prefill of {input_len}"), "tok/s", rates));
-        let millis = first.iter().map(|seconds| seconds * 1e3).collect();
-        figures.push(Figure::new(format!("first token after {input_len}"), "ms", millis));
+        let seconds: Vec<f64> = seen.iter().map(|seen| seen.first_token_seconds[0]).collect();
+        let least = suite.roofline.prefill_seconds(1, input_len);
+        figures.push(Figure::rate(format!("prefill of {input_len}"), input_len, &seconds, least));
+        figures.push(Figure::millis(format!("first token after {input_len}"), &seconds, least));
     }
     Ok(figures)
 }
 
-/// Tokens a second over `count` requests submitted at once, of lengths from an eighth to the whole of what is given.
+/// Tokens a second over requests submitted at once; see [`equal`] and [`mixed`].
 ///
 /// # Errors
 /// A request failed.
-pub fn throughput(
-    suite: &mut Suite<'_>,
-    count: usize,
-    input_len: usize,
-    output_len: usize,
-) -> Result<Vec<Figure>, LoadError> {
-    let share = |length: usize, i: usize| (length * (1 + i * 5 % 8)).div_ceil(8);
-    let requests = (0..count).map(|i| (share(input_len, i), share(output_len, i + 3))).collect();
-    let seen = suite.observe(&Load { requests })?;
-    let output = seen.iter().map(|seen| seen.output_tokens as f64 / seen.total_seconds).collect();
-    let total = seen
-        .iter()
-        .map(|seen| (seen.input_tokens + seen.output_tokens) as f64 / seen.total_seconds)
-        .collect();
+pub fn throughput(suite: &mut Suite<'_>, load: &Load, name: &str) -> Result<Vec<Figure>, LoadError> {
+    let seen = suite.observe(load)?;
+    let seconds: Vec<f64> = seen.iter().map(|seen| seen.total_seconds).collect();
+    let least = suite.roofline.mixed_seconds(&load.requests);
+    let Observed { input_tokens, output_tokens, .. } = seen[0];
     Ok(vec![
-        Figure::new(format!("output of {count} mixed requests"), "tok/s", output),
-        Figure::new(format!("input and output of {count} mixed requests"), "tok/s", total),
+        Figure::rate(format!("output of {name}"), output_tokens, &seconds, least),
+        Figure::rate(format!("input and output of {name}"), input_tokens + output_tokens, &seconds, least),
     ])
 }
 
-/// The specification's table: for each prompt length, `output_len` tokens out, `batch_size` requests at once.
+/// `count` equal requests, and their name.
+#[must_use]
+pub fn equal(count: usize, input_len: usize, output_len: usize) -> (Load, String) {
+    (Load::uniform(count, input_len, output_len), format!("{count} x ({input_len} in, {output_len} out)"))
+}
+
+/// `count` requests of lengths from an eighth to the whole of what is given, and their name.
+#[must_use]
+pub fn mixed(count: usize, input_len: usize, output_len: usize) -> (Load, String) {
+    let share = |length: usize, i: usize| (length * (1 + i * 5 % 8)).div_ceil(8);
+    let requests = (0..count).map(|i| (share(input_len, i), share(output_len, i + 3))).collect();
+    (Load { requests }, format!("{count} mixed requests, up to {input_len} in, {output_len} out"))
+}
+
+/// One row of the specification's table; `device_bytes` is what it takes of the fullest device.
 ///
 /// # Errors
 /// A request failed.
-pub fn matrix(
+pub fn matrix_row(
     suite: &mut Suite<'_>,
-    input_lens: &[usize],
-    output_len: usize,
+    (input_len, output_len): (usize, usize),
     batch_size: usize,
-) -> Result<Vec<Figure>, LoadError> {
-    let mut figures = Vec::new();
-    for &input_len in input_lens {
-        let seen = suite.observe(&Load::uniform(batch_size, input_len, output_len))?;
-        let name = format!("{input_len} in, {output_len} out, {batch_size} at once");
-        let output = seen.iter().map(|seen| seen.output_tokens as f64 / seen.total_seconds).collect();
-        figures.push(Figure::new(format!("{name}: output"), "tok/s", output));
-        let first =
-            seen.iter().map(|seen| 1e3 * seen.first_token_seconds.iter().copied().fold(0.0, f64::max));
-        figures.push(Figure::new(format!("{name}: first token"), "ms", first.collect()));
+    device_bytes: usize,
+) -> Result<MatrixRow, LoadError> {
+    let seen = suite.observe(&Load::uniform(batch_size, input_len, output_len))?;
+    let seconds: Vec<f64> = seen.iter().map(|seen| seen.total_seconds).collect();
+    let first: Vec<f64> =
+        seen.iter().map(|seen| seen.first_token_seconds.iter().copied().fold(0.0, f64::max)).collect();
+    let least = suite.roofline.answer_seconds(batch_size, input_len, output_len);
+    let least_first = suite.roofline.prefill_seconds(batch_size, input_len);
+    let (output, all) = (batch_size * output_len, batch_size * (input_len + output_len));
+    Ok(MatrixRow {
+        input_len,
+        output_len,
+        batch_size,
+        output: Figure::rate("output", output, &seconds, least),
+        total: Figure::rate("input and output", all, &seconds, least),
+        first_token: Figure::millis("last first token", &first, least_first),
+        device_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixed_requests_take_every_eighth() {
+        let (load, _) = mixed(8, 80, 16);
+        let mut lens: Vec<(usize, usize)> = load.requests;
+        assert_eq!(lens[0], (10, 16));
+        lens.sort_unstable();
+        assert_eq!(lens.iter().map(|lens| lens.0).collect::<Vec<_>>(), [10, 20, 30, 40, 50, 60, 70, 80]);
     }
-    Ok(figures)
 }

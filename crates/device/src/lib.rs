@@ -13,6 +13,7 @@ pub mod cuda;
 pub mod device;
 pub mod dtype;
 pub mod facts;
+pub mod limits;
 pub mod matrix;
 pub mod noise;
 pub mod sampling;

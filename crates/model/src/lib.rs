@@ -16,6 +16,7 @@ pub mod memory;
 pub mod place;
 pub mod rope;
 pub mod weights;
+pub mod work;
 
 pub use architectures::{LoadOptions, Model};
 pub use config::{Architecture, ModelConfig, Notice};

@@ -8,7 +8,7 @@ use std::path::Path;
 use phalanx_device::{DType, Format};
 use phalanx_model::{
     Limits, LoadFormat, LoadOptions, MemoryRequest, Model, ModelConfig, Place, WeightFormats, WeightType,
-    Weights, catalogue, memory,
+    Weights, catalogue, memory, work,
 };
 use rig::{files, golden, lone_device};
 
@@ -136,4 +136,20 @@ fn a_token_of_the_7b_model_has_57_344_bytes_of_keys_and_values() {
     assert_eq!(per_token(3, 1), [28_672; 3]);
     assert_eq!(per_token(8, 1)[0], 14_336);
     assert_eq!(per_token(1, 2).iter().sum::<usize>(), 57_344);
+}
+
+#[test]
+fn a_step_of_the_7b_model_reads_all_but_its_embedding_and_multiplies_six_and_a_half_billion_numbers() {
+    let models = catalogue::qwen2_5();
+    let of =
+        |index: usize| work::work(&models[index].1, &request(WeightFormats::Uniform(Format::BF16))).unwrap();
+    let (half, seven) = (of(0), of(2));
+    let embedding = 152_064 * 3584;
+    assert_eq!(seven.layer_elements, 28 * (3584 * (3584 + 2 * 512 + 3584) + 3 * 3584 * 18_944));
+    assert_eq!((seven.head_elements, seven.query_width), (embedding, 28 * 28 * 128));
+    assert_eq!(seven.kv_bytes_per_token, 57_344);
+    let vectors = 4 * ((2 * 28 + 1) * 3584 + 28 * (3584 + 2 * 512));
+    assert_eq!(seven.weights_bytes, 2 * (seven.layer_elements + embedding) + vectors);
+    // A tied embedding is read whole, as the output matrix.
+    assert_eq!(half.weights_bytes, 2 * 494_032_768 + 2 * ((2 * 24 + 1) * 896 + 24 * (896 + 2 * 128)));
 }

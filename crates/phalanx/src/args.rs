@@ -279,7 +279,10 @@ pub(crate) struct BenchArgs {
     /// Requests at once.
     #[arg(long, value_delimiter = ',', value_parser = parse_count, value_name = "N")]
     pub(crate) batch_size: Vec<usize>,
-    /// Measurements of each figure; the median is reported, and the spread.
+    /// Throughput over requests of lengths from an eighth to the whole of what is given, rather than equal ones.
+    #[arg(long)]
+    pub(crate) mixed: bool,
+    /// Measurements of each figure, after one to warm up; the median is reported, and the spread.
     #[arg(long, default_value_t = 3, value_parser = parse_count, value_name = "N")]
     pub(crate) repeats: usize,
     /// Print JSON.
@@ -293,7 +296,7 @@ pub(crate) enum BenchKind {
     Latency,
     /// Tokens of prompt a second, for several lengths.
     Prefill,
-    /// Tokens a second over requests of mixed length.
+    /// Tokens a second over many requests submitted at once.
     Throughput,
     /// The source's table: prompts of several lengths, 512 tokens out.
     Matrix,

@@ -15,6 +15,14 @@ pub(crate) fn count() -> usize {
     device_count().unwrap_or(0)
 }
 
+/// One GPU as a device without a group.
+///
+/// # Errors
+/// It cannot be opened.
+pub(crate) fn alone(gpu: usize, dtype: DType) -> Result<Device> {
+    Ok(Device::new(Box::new(Cuda::new(gpu, dtype)?), Box::new(Alone), Box::new(Alone)))
+}
+
 /// The GPUs of all replicas, with the groups they form.
 pub(crate) struct Gpus {
     mesh: Mesh,

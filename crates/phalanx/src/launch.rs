@@ -11,6 +11,7 @@ use phalanx_device::cpu::features::Features;
 use phalanx_device::{DType, Device, Format};
 use phalanx_engine::{Engine, EngineOptions, Router};
 use phalanx_model::memory::{self, MemoryPlan};
+use phalanx_model::work::{Work, work};
 use phalanx_model::{
     Limits, LoadOptions, MemoryRequest, Model, ModelConfig, WeightFormats, WeightType, Weights,
 };
@@ -54,6 +55,19 @@ pub(crate) struct Launched {
     pub(crate) device: String,
     /// Ranks compute on GPUs.
     pub(crate) on_gpus: bool,
+    pub(crate) sizes: Sizes,
+}
+
+/// What was decided before anything was loaded.
+#[derive(Clone)]
+pub(crate) struct Sizes {
+    /// One for each rank of a replica.
+    pub(crate) plans: Vec<MemoryPlan>,
+    pub(crate) work: Work,
+    /// Of a replica's KV cache.
+    pub(crate) num_blocks: usize,
+    /// Sequences a replica computes in one step.
+    pub(crate) max_sequences: usize,
 }
 
 impl Drop for Launched {
@@ -85,6 +99,7 @@ struct Blueprint {
     vocab_size: usize,
     threads_per_rank: usize,
     mesh: Mesh,
+    sizes: Sizes,
     /// A step starts before the ids of the one before are known.
     overlap: bool,
 }
@@ -131,7 +146,8 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         Some(_) => format!("{ranks} GPUs"),
         None => format!("CPU, {ranks} x {threads} threads, {instructions}"),
     };
-    Ok(Launched { router: Router::new(engines), device, on_gpus: blueprint.gpus.is_some() })
+    let (sizes, on_gpus) = (blueprint.sizes.clone(), blueprint.gpus.is_some());
+    Ok(Launched { router: Router::new(engines), device, on_gpus, sizes })
 }
 
 /// Decides sizes; nothing is loaded yet.
@@ -180,19 +196,24 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
         kv_cache: KvCacheSpec { dtype: kind.kv_dtype, num_blocks, block_size: kind.block_size },
         vocab_size: files.tokenizer.vocab_size().min(config.vocab_size),
         threads_per_rank: (threads / ranks).max(1),
+        sizes: Sizes { work: work(&config, &request)?, plans, num_blocks, max_sequences: max_samples },
         config,
         mesh,
     })
 }
 
-/// Chooses GPUs or the CPU, and what follows from that.
-fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) -> Result<Kind> {
-    let on_gpus = match args.device {
+/// Whether GPUs compute.
+pub(crate) fn on_gpus(args: &EngineArgs) -> bool {
+    match args.device {
         DeviceArg::Cpu => false,
         DeviceArg::Gpu => true,
         DeviceArg::Auto => 0 < gpu::count(),
-    };
-    if !on_gpus {
+    }
+}
+
+/// Chooses GPUs or the CPU, and what follows from that.
+fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) -> Result<Kind> {
+    if !on_gpus(args) {
         return Ok(Kind {
             gpus: None,
             activation_dtype: DType::F32,

@@ -19,6 +19,7 @@ mod gpu;
 mod gpu;
 mod launch;
 mod layout;
+mod limits;
 mod no_room;
 mod plan;
 mod progress;

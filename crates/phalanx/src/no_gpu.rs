@@ -10,6 +10,11 @@ pub(crate) fn count() -> usize {
     0
 }
 
+/// Never called.
+pub(crate) fn alone(_gpu: usize, _dtype: DType) -> Result<Device> {
+    bail!("there are no GPUs in this binary")
+}
+
 /// No value of this type exists.
 pub(crate) enum Gpus {}
 

@@ -1,0 +1,123 @@
+//! The binary with dummy weights of a tiny model, from the outside: a crowd over HTTP, and what the benches report.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The binary, told of a model of two layers whose weights are made up.
+fn phalanx(arguments: &[&str]) -> Command {
+    let config = json!({
+        "architectures": ["Qwen2ForCausalLM"], "hidden_size": 112, "intermediate_size": 320, "num_hidden_layers": 2,
+        "num_attention_heads": 7, "num_key_value_heads": 1, "vocab_size": 1088, "max_position_embeddings": 4096
+    });
+    // Tests run at the same time: each writes a file of its own.
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("config").replace(':', "-");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+    command.args(arguments).args(["--load-format", "dummy", "--device", "cpu", "--model"]).arg(path);
+    command.arg("--tokenizer").arg(root().join("crates/text/tests/data/tiny_tokenizer.json"));
+    command
+}
+
+#[test]
+fn a_crowd_of_256_loses_nothing_and_leaves_nothing() {
+    let python = std::env::var("PHALANX_TEST_PYTHON")
+        .expect("PHALANX_TEST_PYTHON must name a Python with the package requests: run scripts/test");
+    let mut server = phalanx(&["serve", "--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let address = told.find_map(|line| Some(line.split_once(" at ")?.1.to_owned()));
+    // Someone has to read the rest, or the server would wait for room in the pipe.
+    std::thread::spawn(move || told.for_each(drop));
+    let crowd = Command::new(&python)
+        .arg(root().join("tests/clients/crowd.py"))
+        .arg(address.expect("the server tells its address"))
+        .output()
+        .unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(crowd.status.success(), "{}", said(&crowd));
+}
+
+fn said(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).join("\n")
+}
+
+fn bench(arguments: &[&str]) -> Output {
+    phalanx(&[&["bench"], arguments, &["--repeats", "2", "--json"]].concat()).output().unwrap()
+}
+
+/// A figure lies between its runs' ends, and its share of the limit is that of its median.
+fn assert_sound(figure: &Value) {
+    let value = |key: &str| figure[key].as_f64().unwrap_or_else(|| panic!("{key} of {figure}"));
+    assert!(0.0 < value("lowest") && value("lowest") <= value("median"), "{figure}");
+    assert!(value("median") <= value("highest") && 0.0 < value("limit"), "{figure}");
+    let share = match figure["unit"].as_str() {
+        Some("ms") => value("limit") / value("median"),
+        _ => value("median") / value("limit"),
+    };
+    assert!((value("of_limit") / share - 1.0).abs() < 1e-9, "{figure}");
+}
+
+#[test]
+fn each_bench_reports_figures_beside_their_limits() {
+    let cases: [(&[&str], usize); 4] = [
+        (&["latency", "--batch-size", "1,3", "--output-len", "4"], 4),
+        (&["prefill", "--input-len", "5,40"], 4),
+        (&["throughput", "--batch-size", "6", "--input-len", "20", "--output-len", "5"], 2),
+        (&["throughput", "--batch-size", "6", "--input-len", "20", "--output-len", "5", "--mixed"], 2),
+    ];
+    for (arguments, figures) in cases {
+        let output = bench(arguments);
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        assert_eq!(report["figures"].as_array().unwrap().len(), figures, "{report}");
+        report["figures"].as_array().unwrap().iter().for_each(assert_sound);
+        assert_eq!(report["limits"].as_array().unwrap().len(), 1, "{report}");
+    }
+}
+
+#[test]
+fn a_matrix_has_a_row_for_each_length_and_batch_that_fits_and_a_reason_for_each_that_does_not() {
+    let output = bench(&["matrix", "--input-len", "30,4090", "--output-len", "7", "--batch-size", "1,4"]);
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+    let rows = report["matrix"].as_array().unwrap();
+    let key = |row: &Value| ["input_len", "output_len", "batch_size"].map(|key| row[key].as_u64().unwrap());
+    assert_eq!(rows.iter().map(key).collect::<Vec<_>>(), [[30, 7, 1], [30, 7, 4]]);
+    for row in rows {
+        ["output", "total", "first_token"].iter().for_each(|figure| assert_sound(&row[figure]));
+        assert!(0 < row["device_bytes"].as_u64().unwrap(), "{row}");
+    }
+    let reasons = report["left_out"].as_array().unwrap();
+    assert!(
+        reasons.len() == 2
+            && reasons.iter().all(|reason| reason.as_str().unwrap().contains("--max-model-len")),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn what_no_bench_can_measure_is_refused_with_the_flag() {
+    let cases: [(&[&str], &str); 5] = [
+        (&["latency", "--input-len", "1,2"], "--input-len"),
+        (&["latency", "--output-len", "1"], "--output-len 1"),
+        (&["prefill", "--input-len", "5000"], "--max-model-len"),
+        (&["matrix", "--input-len", "4000"], "--max-model-len"),
+        (&["latency", "--mixed"], "--mixed"),
+    ];
+    for (arguments, named) in cases {
+        let output = bench(arguments);
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && complaint.contains(named), "{arguments:?}: {complaint}");
+    }
+}
