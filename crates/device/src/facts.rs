@@ -1,5 +1,7 @@
 //! What the GPUs of a machine are and how they stand: plain data, for those who print it. Filled by `cuda::nvml`.
 
+use std::fmt;
+
 /// A figure, or why there is none: a driver that is missing, a card that does not count this.
 pub type Known<T> = Result<T, String>;
 
@@ -83,6 +85,17 @@ pub struct Holder {
     pub name: Option<String>,
     /// What it holds; none when the driver does not say.
     pub bytes: Option<u64>,
+}
+
+impl fmt::Display for Holder {
+    /// `process 4711 (python3 train.py, 99.8 GiB)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({}", self.pid, self.name.as_deref().unwrap_or("name unknown"))?;
+        match self.bytes {
+            Some(bytes) => write!(f, ", {:.1} GiB)", bytes as f64 / f64::from(1 << 30)),
+            None => f.write_str(")"),
+        }
+    }
 }
 
 /// Shares of the last sampling period, from 0 to 1.

@@ -46,7 +46,7 @@ fn families(gpus: &[GpuFacts]) -> Vec<Family> {
         };
         families.push(Family { name, help, kind, series: used.iter().filter_map(of).collect() });
     }
-    families.push(slowed(&used));
+    families.extend([info(&used), slowed(&used)]);
     families.retain(|family| !family.series.is_empty());
     families
 }
@@ -119,6 +119,26 @@ fn figures() -> Vec<(&'static str, &'static str, FamilyKind, Figure)> {
             gpu.xids.as_ref().ok().map(|count| *count as f64)
         }),
     ]
+}
+
+/// Which card is which.
+fn info(used: &[(usize, &GpuFacts)]) -> Family {
+    let text = |known: &Known<String>| known.clone().unwrap_or_default();
+    let of = |(ordinal, gpu): &(usize, &GpuFacts)| Series {
+        labels: vec![
+            ("gpu", ordinal.to_string()),
+            ("uuid", text(&gpu.uuid)),
+            ("name", text(&gpu.name)),
+            ("pci", text(&gpu.pci)),
+        ],
+        value: 1.0,
+    };
+    Family {
+        name: "phalanx:gpu_info",
+        help: "1 for each card, with its name.",
+        kind: FamilyKind::Gauge,
+        series: used.iter().map(of).collect(),
+    }
 }
 
 /// One series for each reason that holds a clock down; a card that runs as it can has none.

@@ -192,7 +192,7 @@ impl NoRoom {
         if ways.is_empty() {
             ways.push("take a smaller or quantised model, or lower --max-num-batched-tokens".to_owned());
         }
-        ways.join(", or ")
+        format!("To make it fit: {}", ways.join(", or "))
     }
 
     /// A tensor parallel size, and whether this machine has the GPUs for it.
@@ -241,8 +241,34 @@ mod tests {
             "the model does not fit: a rank needs 16.0 GiB beside its KV cache (14.0 GiB of weights, 1.0 GiB of workspace, \
              1.0 GiB kept free) and may use 28.0 GiB of its GPU. --gpu-memory-utilization 0.92 of GPU 1's 140.0 GiB is \
              128.8 GiB, and 101.0 GiB of the card are in use already. GPU 1 is held by process 4711 (python3 hold.py, \
-             100.0 GiB). end what else holds the GPU, or take 4 GPUs like these (2 are here) and --tensor-parallel-size 4"
+             100.0 GiB). To make it fit: end what else holds the GPU, or take 4 GPUs like these (2 are here) and --tensor-parallel-size 4"
         );
+    }
+
+    /// Qwen2.5-7B in 16 bits on cards of which 12 GiB may be used: two hold it, and a short context.
+    #[test]
+    fn the_smallest_size_that_holds_the_model_is_found() {
+        use clap::Parser;
+        use phalanx_device::{DType, Format};
+        use phalanx_model::{Limits, WeightFormats, catalogue};
+
+        let cli = crate::args::Cli::try_parse_from(["phalanx", "serve"]).unwrap();
+        let crate::args::Command::Serve(serve) = cli.command else { panic!("serve") };
+        let (_, config) = catalogue::qwen2_5().into_iter().find(|(name, _)| name.contains("7B")).unwrap();
+        let request = MemoryRequest {
+            formats: WeightFormats::Uniform(Format::BF16),
+            activation_dtype: DType::BF16,
+            kv_dtype: DType::BF16,
+            block_size: 64,
+            limits: Limits { max_tokens: 2048, max_samples: 64, max_model_len: config.max_model_len },
+        };
+        let plans = memory::plan_layout(&config, 1, 1, &request).unwrap();
+        let mesh = Mesh { tensor_size: 1, num_stages: 1, deadline: std::time::Duration::from_secs(1) };
+        let (budget, margin) = (12 * GIB, GIB);
+        let attempt = Attempt { config: &config, mesh, request: &request, plans: &plans, budget, margin };
+        let text = attempt.explain(&serve.engine);
+        assert!(text.contains("14.2 GiB of weights") && text.contains("may use 12.0 GiB"), "{text}");
+        assert!(text.contains("take 2 GPUs like these (0 are here) and --tensor-parallel-size 2"), "{text}");
     }
 
     #[test]

@@ -273,6 +273,22 @@ fn the_terminal_command_answers() {
 }
 
 #[test]
+fn top_shows_a_server_that_works() {
+    let server = Server::start(&["--max-model-len", "512"]);
+    server.post("/generate", &json!({"prompt": "1, 2, 3,", "max_new_tokens": 4, "ignore_eos": true}));
+    let output = Command::new(env!("CARGO_BIN_EXE_phalanx"))
+        .args(["top", "--once", "--interval", "0.1", "--url", &server.url("")])
+        .output()
+        .unwrap();
+    let picture = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{picture} {}", String::from_utf8_lossy(&output.stderr));
+    for part in ["real at http://", "0 running", "KV blocks", "TTFT       p50", "(since the start)"] {
+        assert!(picture.contains(part), "{part} is not in\n{picture}");
+    }
+    assert!(!picture.contains("GPU"), "the CPU is no GPU:\n{picture}");
+}
+
+#[test]
 fn bench_measures_what_the_readme_says() {
     let output = Command::new(env!("CARGO_BIN_EXE_phalanx"))
         .args([

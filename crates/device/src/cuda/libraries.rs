@@ -11,6 +11,12 @@ use crate::facts::{Known, LibraryFacts};
 pub fn found(folders: &[PathBuf]) -> Vec<LibraryFacts> {
     vec![
         LibraryFacts {
+            name: "NVML",
+            without: "GPUs are used, but not watched",
+            remedy: "it comes with NVIDIA's driver; in a container, allow the driver capability `utility`",
+            found: nvml(),
+        },
+        LibraryFacts {
             name: "cuBLASLt",
             without: "large matrix products run on this program's own kernels, several times slower",
             remedy: "install it with `pip install nvidia-cublas`, or the CUDA toolkit, and name its folder in LD_LIBRARY_PATH",
@@ -23,6 +29,12 @@ pub fn found(folders: &[PathBuf]) -> Vec<LibraryFacts> {
             found: nccl(folders),
         },
     ]
+}
+
+fn nvml() -> Known<(String, String)> {
+    let library = nvml_wrapper::Nvml::init().map_err(|error| error.to_string())?;
+    let version = library.sys_nvml_version().map_err(|error| error.to_string())?;
+    Ok((path_of("libnvidia-ml.so"), version))
 }
 
 fn cublaslt(folders: &[PathBuf]) -> Known<(String, String)> {

@@ -219,6 +219,14 @@ impl Nvml {
     }
 }
 
+/// Who holds memory of a GPU, in words for an error; empty where nobody can tell.
+pub(crate) fn who_holds(ordinal: usize) -> String {
+    let gpus = Nvml::open().and_then(|nvml| nvml.gpus()).unwrap_or_default();
+    let gpu = gpus.into_iter().find(|gpu| gpu.ordinal == Some(ordinal));
+    let holders = gpu.and_then(|gpu| gpu.holders.ok()).unwrap_or_default();
+    holders.iter().map(|holder| format!("; {holder} holds memory of it")).collect()
+}
+
 /// A counter's value, when it was read and is a whole number.
 fn whole(value: &nvmlFieldValue_t) -> Option<u64> {
     const UNSIGNED_INT: u32 = 1;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::DeviceError;
+use crate::cuda::nvml;
 use crate::tensor::Allocation;
 
 /// What `device_facts` (cuda/device.cu) tells.
@@ -208,10 +209,11 @@ pub(crate) fn allocate(ordinal: usize, bytes: usize) -> Result<Allocation, Devic
         let (free, total) = memory()?;
         let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
         return Err(DeviceError(format!(
-            "GPU {ordinal} has no room for {:.2} GiB: {:.2} of its {:.2} GiB are free",
+            "GPU {ordinal} has no room for {:.2} GiB: {:.2} of its {:.2} GiB are free{}",
             gib(bytes),
             gib(free),
-            gib(total)
+            gib(total),
+            nvml::who_holds(ordinal)
         )));
     }
     check(code, "to allocate memory")?;

@@ -131,6 +131,13 @@ fn gpu(gpu: &GpuFacts) -> Vec<Finding> {
             "reset the card (`nvidia-smi --gpu-reset`) or restart; if they come back, have it replaced",
         )
     }));
+    add((gpu.persistent == Ok(false)).then(|| {
+        Finding::warn(
+            topic.as_str(),
+            "the driver lets go of it between programs: each start waits for it",
+            "turn persistence mode on: `nvidia-smi --persistence-mode=1`, or the service nvidia-persistenced",
+        )
+    }));
     let down = gpu.nvlinks.iter().filter(|link| !link.active).count();
     add((0 < down && down < gpu.nvlinks.len()).then(|| {
         Finding::warn(
@@ -193,16 +200,9 @@ fn others(topic: &str, gpu: &GpuFacts) -> Option<Finding> {
     ))
 }
 
-/// `4711 (python3 train.py, 99.8 GiB), 4712 (unknown)`.
+/// All of them in a row.
 pub(crate) fn who(holders: &[Holder]) -> String {
-    let one = |holder: &Holder| {
-        let name = holder.name.as_deref().unwrap_or("name unknown");
-        match holder.bytes {
-            Some(bytes) => format!("process {} ({name}, {})", holder.pid, gib(bytes as usize)),
-            None => format!("process {} ({name})", holder.pid),
-        }
-    };
-    holders.iter().map(one).collect::<Vec<_>>().join(", ")
+    holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn library(library: &LibraryFacts) -> Finding {
@@ -382,7 +382,7 @@ pub(crate) mod tests {
         let narrow = PcieFacts { generation: 4, width: 8, max_generation: 4, max_width: 16 };
         let mut links = well(0).nvlinks;
         links[3].active = false;
-        let cases: [(GpuFacts, Verdict, &str); 7] = [
+        let cases: [(GpuFacts, Verdict, &str); 8] = [
             (GpuFacts { capability: Ok((7, 5)), ..well(0) }, Verdict::Fail, "7.5"),
             (
                 GpuFacts { memory: Ok(held), holders: Ok(vec![holder]), ..well(0) },
@@ -390,6 +390,7 @@ pub(crate) mod tests {
                 "100.0 GiB are held by process 4711 (python3 train.py, 100.0 GiB)",
             ),
             (GpuFacts { memory: Ok(held), ..well(0) }, Verdict::Warn, "cannot see"),
+            (GpuFacts { persistent: Ok(false), ..well(0) }, Verdict::Warn, "lets go"),
             (GpuFacts { slowed_by: Ok(vec!["heat"]), ..well(0) }, Verdict::Warn, "held down: heat"),
             (GpuFacts { pcie: Ok(narrow), ..well(0) }, Verdict::Warn, "8 of 16"),
             (

@@ -22,11 +22,7 @@ pub(crate) fn draw(view: &View<'_>) -> Vec<String> {
     let gpus = view.now.values("phalanx:gpu_memory_total_bytes", "gpu");
     if !gpus.is_empty() {
         lines.push(String::new());
-        lines.push(format!(
-            "{:4} {:29} {:40} {:>12} {:>6} {:>7}  {:>16}  {:>18}",
-            "GPU", "busy", "memory", "power", "temp", "MHz", "PCIe in/out", "NVLink in/out"
-        ));
-        lines.extend(gpus.iter().map(|gpu| card(view, gpu)));
+        lines.extend(gpus.iter().flat_map(|gpu| card(view, gpu)));
         lines.extend(gpus.iter().flat_map(|gpu| trouble(view, gpu)));
     }
     lines
@@ -149,39 +145,33 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// A figure that the card does not tell is a dash.
-fn card(view: &View<'_>, gpu: &str) -> String {
+/// Two lines; a figure that the card does not tell is left out.
+fn card(view: &View<'_>, gpu: &str) -> [String; 2] {
     let figure = |name: &str| view.now.labelled(&format!("phalanx:gpu_{name}"), "gpu", gpu);
-    let text =
-        |figure: Option<f64>, write: &dyn Fn(f64) -> String| figure.map_or_else(|| "-".to_owned(), write);
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
-    let memory = match (figure("memory_used_bytes"), figure("memory_total_bytes")) {
-        (Some(used), Some(all)) => format!("{} {:.1} of {:.1} GiB", bar(used / all), gib(used), gib(all)),
-        _ => "-".to_owned(),
-    };
-    let power = match (figure("power_watts"), figure("power_limit_watts")) {
-        (Some(watts), Some(limit)) => format!("{watts:.0} of {limit:.0} W"),
-        (watts, _) => text(watts, &|watts| format!("{watts:.0} W")),
-    };
-    let traffic = |link: &str| {
-        let one = |way: &str| {
+    let mut first = Vec::new();
+    first.extend(figure("utilization_ratio").map(|share| format!("{} busy", bar(share))));
+    if let (Some(used), Some(all)) = (figure("memory_used_bytes"), figure("memory_total_bytes")) {
+        first.push(format!("{:.1} of {:.1} GiB", gib(used), gib(all)));
+    }
+    match (figure("power_watts"), figure("power_limit_watts")) {
+        (Some(watts), Some(limit)) => first.push(format!("{watts:.0} of {limit:.0} W")),
+        (watts, _) => first.extend(watts.map(|watts| format!("{watts:.0} W"))),
+    }
+    first.extend(figure("temperature_celsius").map(|celsius| format!("{celsius:.0} °C")));
+    let mut second = view.now.values_where("phalanx:gpu_info", ("gpu", gpu), "name");
+    second.extend(figure("sm_clock_hertz").map(|hertz| format!("{:.0} MHz", hertz / 1e6)));
+    for (link, name) in [("pcie", "PCIe"), ("nvlink", "NVLink")] {
+        let traffic = |way: &str| {
             let name = format!("phalanx:gpu_{link}_{way}_bytes_total");
             let grown = view.now.labelled(&name, "gpu", gpu)? - view.before.labelled(&name, "gpu", gpu)?;
             Some(rate(grown.max(0.0), view.seconds()) / 1e9)
         };
-        match (one("received"), one("sent")) {
-            (Some(received), Some(sent)) => format!("{received:.1} / {sent:.1} GB/s"),
-            _ => "-".to_owned(),
+        if let (Some(received), Some(sent)) = (traffic("received"), traffic("sent")) {
+            second.push(format!("{name} {received:.1} in {sent:.1} out GB/s"));
         }
-    };
-    format!(
-        "{gpu:4} {:29} {memory:40} {power:>12} {:>6} {:>7}  {:>16}  {:>18}",
-        text(figure("utilization_ratio"), &bar),
-        text(figure("temperature_celsius"), &|celsius| format!("{celsius:.0} °C")),
-        text(figure("sm_clock_hertz"), &|hertz| format!("{:.0}", hertz / 1e6)),
-        traffic("pcie"),
-        traffic("nvlink"),
-    )
+    }
+    [format!("{:10} {}", format!("GPU {gpu}"), first.join(", ")), format!("{:10} {}", "", second.join(", "))]
 }
 
 /// What a person should see at once.
@@ -241,6 +231,7 @@ mod tests {
              phalanx:gpu_memory_used_bytes{{gpu=\"0\",uuid=\"u\"}} 536870912\n\
              phalanx:gpu_nvlink_sent_bytes_total{{gpu=\"0\",uuid=\"u\"}} {counted}e9\n\
              phalanx:gpu_nvlink_received_bytes_total{{gpu=\"0\",uuid=\"u\"}} 0\n\
+             phalanx:gpu_info{{gpu=\"0\",name=\"NVIDIA H200\"}} 1\n\
              phalanx:gpu_slowed{{gpu=\"0\",uuid=\"u\",reason=\"heat\"}} 1\n\
              phalanx:gpu_xid_total{{gpu=\"0\",uuid=\"u\"}} 2\n"
         );
@@ -261,8 +252,8 @@ mod tests {
             "25 % 25 of 100 prompt tokens",
             "p50 250.0 ms, p90 450.0 ms, p99 495.0 ms (now)",
             "ITL        nothing yet",
-            "50 % 0.5 of 1.0 GiB",
-            "0.0 / 10.0 GB/s",
+            "GPU 0      0.5 of 1.0 GiB",
+            "NVIDIA H200, NVLink 0.0 in 10.0 out GB/s",
             "GPU 0: clock held down by heat",
             "GPU 0: 2 critical errors",
         ] {

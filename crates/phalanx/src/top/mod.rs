@@ -101,11 +101,11 @@ fn ends(key: KeyEvent) -> bool {
 fn picture(url: &str, remembered: &VecDeque<Scrape>, trouble: Option<&str>) -> Vec<String> {
     let mut lines = match (remembered.front(), remembered.back()) {
         (Some(before), Some(now)) => frame::draw(&View { url, before, now }),
-        _ => Vec::new(),
+        _ => vec![format!("phalanx top {url}"), String::new()],
     };
-    lines.push(String::new());
-    lines.extend(trouble.map(str::to_owned));
-    lines.push("q quits".to_owned());
+    // Below the title, where it is seen on any screen.
+    lines[1] = trouble.unwrap_or_default().to_owned();
+    lines.extend([String::new(), "q quits".to_owned()]);
     lines
 }
 
