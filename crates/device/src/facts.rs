@@ -55,6 +55,8 @@ pub struct GpuFacts {
     pub nvlink_traffic: Known<Traffic>,
     /// Bytes over PCIe since the driver was loaded.
     pub pcie_traffic: Known<Traffic>,
+    /// Bytes a second over PCIe in some 20 ms just now; only asked of cards that do not count bytes.
+    pub pcie_rate: Known<Traffic>,
     /// Errors of its memory.
     pub ecc: Known<EccFacts>,
     /// Critical errors (Xid) since this program began to watch; none when it does not, or the card does not tell.
@@ -129,7 +131,7 @@ pub struct NvLinkFacts {
     pub version: Option<u32>,
 }
 
-/// Bytes since the driver was loaded.
+/// Bytes, since the driver was loaded or in a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traffic {
     /// Sent by this GPU.

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use phalanx_device::facts::{GpuFacts, Known, Traffic};
+use phalanx_server::FamilyKind::{Counter, Gauge};
 use phalanx_server::{Families, Family, FamilyKind, Series};
 
 use crate::cards;
@@ -39,7 +40,7 @@ pub(crate) fn watch(launched: &Launched) -> Option<Families> {
 fn families(gpus: &[GpuFacts]) -> Vec<Family> {
     let used: Vec<(usize, &GpuFacts)> = gpus.iter().filter_map(|gpu| Some((gpu.ordinal?, gpu))).collect();
     let mut families = Vec::new();
-    for (name, help, kind, figure) in figures() {
+    for (name, help, kind, figure) in CARD.into_iter().chain(LINKS) {
         let of = |(ordinal, gpu): &(usize, &GpuFacts)| {
             let uuid = gpu.uuid.clone().unwrap_or_default();
             Some(Series { labels: vec![("gpu", ordinal.to_string()), ("uuid", uuid)], value: figure(gpu)? })
@@ -51,75 +52,80 @@ fn families(gpus: &[GpuFacts]) -> Vec<Family> {
     families
 }
 
-fn figures() -> Vec<(&'static str, &'static str, FamilyKind, Figure)> {
-    use FamilyKind::{Counter, Gauge};
-    fn number(figure: &Known<f64>) -> Option<f64> {
-        figure.as_ref().ok().copied()
-    }
-    fn sent(traffic: &Known<Traffic>) -> Option<f64> {
-        traffic.as_ref().ok().map(|traffic| traffic.sent as f64)
-    }
-    fn received(traffic: &Known<Traffic>) -> Option<f64> {
-        traffic.as_ref().ok().map(|traffic| traffic.received as f64)
-    }
-    vec![
-        ("phalanx:gpu_memory_total_bytes", "Memory of the card.", Gauge, |gpu| {
-            Some(gpu.memory.as_ref().ok()?.total as f64)
-        }),
-        ("phalanx:gpu_memory_used_bytes", "Memory that processes hold.", Gauge, |gpu| {
-            Some(gpu.memory.as_ref().ok()?.used as f64)
-        }),
-        ("phalanx:gpu_memory_free_bytes", "Memory that nobody holds.", Gauge, |gpu| {
-            Some(gpu.memory.as_ref().ok()?.free as f64)
-        }),
-        ("phalanx:gpu_utilization_ratio", "Share of time in which a kernel ran.", Gauge, |gpu| {
-            Some(gpu.load.as_ref().ok()?.compute)
-        }),
-        (
-            "phalanx:gpu_memory_utilization_ratio",
-            "Share of time in which memory was accessed.",
-            Gauge,
-            |gpu| Some(gpu.load.as_ref().ok()?.memory),
-        ),
-        ("phalanx:gpu_power_watts", "Power drawn.", Gauge, |gpu| number(&gpu.power_watts)),
-        ("phalanx:gpu_power_limit_watts", "Power it may draw.", Gauge, |gpu| number(&gpu.power_limit_watts)),
-        ("phalanx:gpu_temperature_celsius", "Of the chip.", Gauge, |gpu| number(&gpu.temperature)),
-        ("phalanx:gpu_sm_clock_hertz", "Clock of the multiprocessors.", Gauge, |gpu| number(&gpu.sm_clock)),
-        ("phalanx:gpu_memory_clock_hertz", "Clock of the memory.", Gauge, |gpu| number(&gpu.memory_clock)),
-        ("phalanx:gpu_pcie_generation", "Of the link to the host, as it runs now.", Gauge, |gpu| {
-            Some(f64::from(gpu.pcie.as_ref().ok()?.generation))
-        }),
-        ("phalanx:gpu_pcie_lanes", "Of the link to the host.", Gauge, |gpu| {
-            Some(f64::from(gpu.pcie.as_ref().ok()?.width))
-        }),
-        ("phalanx:gpu_pcie_sent_bytes_total", "To the host.", Counter, |gpu| sent(&gpu.pcie_traffic)),
-        ("phalanx:gpu_pcie_received_bytes_total", "From the host.", Counter, |gpu| {
-            received(&gpu.pcie_traffic)
-        }),
-        ("phalanx:gpu_nvlinks_active", "NVLinks that are up.", Gauge, |gpu| {
-            let active = gpu.nvlinks.iter().filter(|link| link.active).count();
-            Some(active as f64).filter(|_| !gpu.nvlinks.is_empty())
-        }),
-        ("phalanx:gpu_nvlink_sent_bytes_total", "Over all NVLinks.", Counter, |gpu| {
-            sent(&gpu.nvlink_traffic)
-        }),
-        ("phalanx:gpu_nvlink_received_bytes_total", "Over all NVLinks.", Counter, |gpu| {
-            received(&gpu.nvlink_traffic)
-        }),
-        (
-            "phalanx:gpu_ecc_corrected_total",
-            "Memory errors mended since the driver was loaded.",
-            Counter,
-            |gpu| Some(gpu.ecc.as_ref().ok()?.corrected as f64),
-        ),
-        ("phalanx:gpu_ecc_uncorrected_total", "Memory errors not mended.", Counter, |gpu| {
-            Some(gpu.ecc.as_ref().ok()?.uncorrected as f64)
-        }),
-        ("phalanx:gpu_xid_total", "Critical errors (Xid) since this server started.", Counter, |gpu| {
-            gpu.xids.as_ref().ok().map(|count| *count as f64)
-        }),
-    ]
+/// A family's name and help, what kind of figure it is, and where it is found.
+type Row = (&'static str, &'static str, FamilyKind, Figure);
+
+fn number(figure: &Known<f64>) -> Option<f64> {
+    figure.as_ref().ok().copied()
 }
+
+fn sent(traffic: &Known<Traffic>) -> Option<f64> {
+    traffic.as_ref().ok().map(|traffic| traffic.sent as f64)
+}
+
+fn received(traffic: &Known<Traffic>) -> Option<f64> {
+    traffic.as_ref().ok().map(|traffic| traffic.received as f64)
+}
+
+/// How the card itself stands.
+const CARD: [Row; 13] = [
+    ("phalanx:gpu_memory_total_bytes", "Memory of the card.", Gauge, |gpu| {
+        Some(gpu.memory.as_ref().ok()?.total as f64)
+    }),
+    ("phalanx:gpu_memory_used_bytes", "Memory that processes hold.", Gauge, |gpu| {
+        Some(gpu.memory.as_ref().ok()?.used as f64)
+    }),
+    ("phalanx:gpu_memory_free_bytes", "Memory that nobody holds.", Gauge, |gpu| {
+        Some(gpu.memory.as_ref().ok()?.free as f64)
+    }),
+    ("phalanx:gpu_utilization_ratio", "Share of time in which a kernel ran.", Gauge, |gpu| {
+        Some(gpu.load.as_ref().ok()?.compute)
+    }),
+    ("phalanx:gpu_memory_utilization_ratio", "Share of time in which memory was accessed.", Gauge, |gpu| {
+        Some(gpu.load.as_ref().ok()?.memory)
+    }),
+    ("phalanx:gpu_power_watts", "Power drawn.", Gauge, |gpu| number(&gpu.power_watts)),
+    ("phalanx:gpu_power_limit_watts", "Power it may draw.", Gauge, |gpu| number(&gpu.power_limit_watts)),
+    ("phalanx:gpu_temperature_celsius", "Of the chip.", Gauge, |gpu| number(&gpu.temperature)),
+    ("phalanx:gpu_sm_clock_hertz", "Clock of the multiprocessors.", Gauge, |gpu| number(&gpu.sm_clock)),
+    ("phalanx:gpu_memory_clock_hertz", "Clock of the memory.", Gauge, |gpu| number(&gpu.memory_clock)),
+    (
+        "phalanx:gpu_ecc_corrected_total",
+        "Memory errors mended since the driver was loaded.",
+        Counter,
+        |gpu| Some(gpu.ecc.as_ref().ok()?.corrected as f64),
+    ),
+    ("phalanx:gpu_ecc_uncorrected_total", "Memory errors not mended.", Counter, |gpu| {
+        Some(gpu.ecc.as_ref().ok()?.uncorrected as f64)
+    }),
+    ("phalanx:gpu_xid_total", "Critical errors (Xid) since this server started.", Counter, |gpu| {
+        gpu.xids.as_ref().ok().map(|count| *count as f64)
+    }),
+];
+
+/// What goes over its links. A card that counts no bytes of PCIe tells a rate in their place.
+const LINKS: [Row; 9] = [
+    ("phalanx:gpu_pcie_generation", "Of the link to the host, as it runs now.", Gauge, |gpu| {
+        Some(f64::from(gpu.pcie.as_ref().ok()?.generation))
+    }),
+    ("phalanx:gpu_pcie_lanes", "Of the link to the host.", Gauge, |gpu| {
+        Some(f64::from(gpu.pcie.as_ref().ok()?.width))
+    }),
+    ("phalanx:gpu_pcie_sent_bytes_total", "To the host.", Counter, |gpu| sent(&gpu.pcie_traffic)),
+    ("phalanx:gpu_pcie_received_bytes_total", "From the host.", Counter, |gpu| received(&gpu.pcie_traffic)),
+    ("phalanx:gpu_pcie_sent_bytes_per_second", "To the host, just now.", Gauge, |gpu| sent(&gpu.pcie_rate)),
+    ("phalanx:gpu_pcie_received_bytes_per_second", "From the host, just now.", Gauge, |gpu| {
+        received(&gpu.pcie_rate)
+    }),
+    ("phalanx:gpu_nvlinks_active", "NVLinks that are up.", Gauge, |gpu| {
+        let active = gpu.nvlinks.iter().filter(|link| link.active).count();
+        Some(active as f64).filter(|_| !gpu.nvlinks.is_empty())
+    }),
+    ("phalanx:gpu_nvlink_sent_bytes_total", "Over all NVLinks.", Counter, |gpu| sent(&gpu.nvlink_traffic)),
+    ("phalanx:gpu_nvlink_received_bytes_total", "Over all NVLinks.", Counter, |gpu| {
+        received(&gpu.nvlink_traffic)
+    }),
+];
 
 /// Which card is which.
 fn info(used: &[(usize, &GpuFacts)]) -> Family {
@@ -136,7 +142,7 @@ fn info(used: &[(usize, &GpuFacts)]) -> Family {
     Family {
         name: "phalanx:gpu_info",
         help: "1 for each card, with its name.",
-        kind: FamilyKind::Gauge,
+        kind: Gauge,
         series: used.iter().map(of).collect(),
     }
 }
@@ -154,7 +160,7 @@ fn slowed(used: &[(usize, &GpuFacts)]) -> Family {
     Family {
         name: "phalanx:gpu_slowed",
         help: "1 for each reason that holds the clock down.",
-        kind: FamilyKind::Gauge,
+        kind: Gauge,
         series: used.iter().flat_map(of).collect(),
     }
 }
@@ -179,6 +185,7 @@ mod tests {
         let power = of("phalanx:gpu_power_watts").unwrap();
         assert_eq!(power.series, [Series { labels, value: 75.5 }]);
         assert_eq!(of("phalanx:gpu_nvlink_sent_bytes_total").unwrap().series[0].value, 1024.0);
+        assert_eq!(of("phalanx:gpu_pcie_received_bytes_per_second").unwrap().series[0].value, 7e9);
         assert_eq!(of("phalanx:gpu_slowed").unwrap().series[0].labels[2], ("reason", "heat".to_owned()));
         for absent in
             ["phalanx:gpu_xid_total", "phalanx:gpu_memory_clock_hertz", "phalanx:gpu_pcie_sent_bytes_total"]

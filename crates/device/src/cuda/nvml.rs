@@ -10,7 +10,9 @@ use std::thread::JoinHandle;
 
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::bitmasks::event::EventTypes;
-use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor};
+use nvml_wrapper::enum_wrappers::device::{
+    Clock, EccCounter, MemoryError, PcieUtilCounter, TemperatureSensor,
+};
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
@@ -109,6 +111,7 @@ impl Nvml {
         let handle = handle.as_ref();
         let pci = ask(handle, |gpu| Ok(short_address(&gpu.pci_info()?.bus_id)));
         let uuid = ask(handle, nvml_wrapper::Device::uuid);
+        let pcie_traffic = handle.map_err(Clone::clone).and_then(|gpu| self.pcie_traffic(gpu));
         GpuFacts {
             index: index as usize,
             ordinal: pci.as_ref().ok().and_then(|pci| self.visible.iter().position(|seen| seen == pci)),
@@ -147,7 +150,11 @@ impl Nvml {
             }),
             nvlinks: handle.map_or_else(|_| Vec::new(), nvlinks),
             nvlink_traffic: handle.map_err(Clone::clone).and_then(|gpu| self.nvlink_traffic(gpu)),
-            pcie_traffic: handle.map_err(Clone::clone).and_then(|gpu| self.pcie_traffic(gpu)),
+            pcie_rate: match pcie_traffic {
+                Ok(_) => Err("it counts bytes".to_owned()),
+                Err(_) => ask(handle, pcie_rate),
+            },
+            pcie_traffic,
             ecc: ask(handle, |gpu| {
                 let count = |kind| gpu.total_ecc_errors(kind, EccCounter::Volatile);
                 Ok(EccFacts {
@@ -265,6 +272,12 @@ fn short_address(address: &str) -> String {
     let (domain, rest) = address.split_once(':').unwrap_or(("0", address));
     let domain = u32::from_str_radix(domain, 16).unwrap_or(0);
     format!("{domain:04x}:{}", rest.to_ascii_lowercase())
+}
+
+/// The driver watches each direction for 20 ms and tells kilobytes a second.
+fn pcie_rate(gpu: &nvml_wrapper::Device<'_>) -> Result<Traffic, NvmlError> {
+    let of = |way| Ok::<u64, NvmlError>(u64::from(gpu.pcie_throughput(way)?) * 1000);
+    Ok(Traffic { sent: of(PcieUtilCounter::Send)?, received: of(PcieUtilCounter::Receive)? })
 }
 
 /// Computing and drawing processes; one that does both is counted once.

@@ -302,6 +302,7 @@ fn as_json(gpu: &GpuFacts) -> Value {
         "pcie": known(&gpu.pcie, |pcie| json!({"generation": pcie.generation, "width": pcie.width,
             "max_generation": pcie.max_generation, "max_width": pcie.max_width})),
         "pcie_traffic": traffic(&gpu.pcie_traffic),
+        "pcie_per_second": traffic(&gpu.pcie_rate),
         "nvlinks": {
             "there": gpu.nvlinks.len(),
             "active": gpu.nvlinks.iter().filter(|link| link.active).count(),
@@ -341,6 +342,7 @@ pub(crate) mod tests {
             nvlinks: vec![NvLinkFacts { active: true, version: Some(4) }; 18],
             nvlink_traffic: Ok(Traffic { sent: 1024, received: 2048 }),
             pcie_traffic: Err("this GPU does not count it".to_owned()),
+            pcie_rate: Ok(Traffic { sent: 5_000_000_000, received: 7_000_000_000 }),
             ecc: Ok(EccFacts { corrected: 3, uncorrected: 0 }),
             xids: Ok(0),
             persistent: Ok(true),

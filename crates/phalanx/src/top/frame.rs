@@ -164,8 +164,12 @@ fn card(view: &View<'_>, gpu: &str) -> [String; 2] {
     for (link, name) in [("pcie", "PCIe"), ("nvlink", "NVLink")] {
         let traffic = |way: &str| {
             let name = format!("phalanx:gpu_{link}_{way}_bytes_total");
-            let grown = view.now.labelled(&name, "gpu", gpu)? - view.before.labelled(&name, "gpu", gpu)?;
-            Some(rate(grown.max(0.0), view.seconds()) / 1e9)
+            let counted = |scrape: &Scrape| scrape.labelled(&name, "gpu", gpu);
+            match (counted(view.before), counted(view.now)) {
+                (Some(before), Some(now)) => Some(rate((now - before).max(0.0), view.seconds()) / 1e9),
+                // Cards that do not count tell a rate themselves, or nothing.
+                _ => figure(&format!("{link}_{way}_bytes_per_second")).map(|rate| rate / 1e9),
+            }
         };
         if let (Some(received), Some(sent)) = (traffic("received"), traffic("sent")) {
             second.push(format!("{name} {received:.1} in {sent:.1} out GB/s"));
@@ -231,6 +235,8 @@ mod tests {
              phalanx:gpu_memory_used_bytes{{gpu=\"0\",uuid=\"u\"}} 536870912\n\
              phalanx:gpu_nvlink_sent_bytes_total{{gpu=\"0\",uuid=\"u\"}} {counted}e9\n\
              phalanx:gpu_nvlink_received_bytes_total{{gpu=\"0\",uuid=\"u\"}} 0\n\
+             phalanx:gpu_pcie_sent_bytes_per_second{{gpu=\"0\"}} 1.5e9\n\
+             phalanx:gpu_pcie_received_bytes_per_second{{gpu=\"0\"}} 0\n\
              phalanx:gpu_info{{gpu=\"0\",name=\"NVIDIA H200\"}} 1\n\
              phalanx:gpu_slowed{{gpu=\"0\",uuid=\"u\",reason=\"heat\"}} 1\n\
              phalanx:gpu_xid_total{{gpu=\"0\",uuid=\"u\"}} 2\n"
@@ -253,7 +259,7 @@ mod tests {
             "p50 250.0 ms, p90 450.0 ms, p99 495.0 ms (now)",
             "ITL        nothing yet",
             "GPU 0      0.5 of 1.0 GiB",
-            "NVIDIA H200, NVLink 0.0 in 10.0 out GB/s",
+            "NVIDIA H200, PCIe 0.0 in 1.5 out GB/s, NVLink 0.0 in 10.0 out GB/s",
             "GPU 0: clock held down by heat",
             "GPU 0: 2 critical errors",
         ] {
