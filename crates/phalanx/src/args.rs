@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phalanx_model::layout::cards::{Card, parse_gpus};
 
+use crate::parse::{
+    parse_block_size, parse_bytes, parse_count, parse_log, parse_seconds, parse_share, parse_tokens,
+};
+
 /// Serves Qwen2.5 and its family on all the GPUs, or the CPU, of this machine.
 #[derive(Debug, Parser)]
 #[command(name = "phalanx", version, propagate_version = true, max_term_width = 110)]
@@ -105,12 +109,16 @@ pub(crate) struct HubArgs {
 }
 
 impl HubArgs {
+    /// Where caches lie when nobody says where.
+    pub(crate) fn user_cache(&self) -> PathBuf {
+        self.home.clone().unwrap_or_else(|| PathBuf::from(".")).join(".cache")
+    }
+
     /// The cache folder: as given, or where Hugging Face's tools keep theirs.
     pub(crate) fn cache(&self) -> PathBuf {
-        let home = || self.home.clone().unwrap_or_else(|| PathBuf::from("."));
         self.cache_dir.clone().unwrap_or_else(|| match &self.hf_home {
             Some(folder) => folder.join("hub"),
-            None => home().join(".cache/huggingface/hub"),
+            None => self.user_cache().join("huggingface/hub"),
         })
     }
 }
@@ -122,15 +130,20 @@ pub(crate) struct EngineArgs {
     /// What computes. `auto`: the GPUs, when this binary was built for them and there are some, else the CPU.
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
-    /// Ranks that split each layer. Any number up to the query heads, not only divisors.
-    #[arg(long, visible_alias = "tp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
-    pub(crate) tensor_parallel_size: usize,
+    /// Ranks that split each layer. Any number up to the query heads, not only divisors. With none of the three sizes
+    /// given, several GPUs are laid out for --objective; with one given, the others are 1.
+    #[arg(long, visible_alias = "tp", value_parser = parse_count, value_name = "N")]
+    pub(crate) tensor_parallel_size: Option<usize>,
     /// Stages: spans of layers behind each other, with as many batches in flight.
-    #[arg(long, visible_alias = "pp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
-    pub(crate) pipeline_parallel_size: usize,
-    /// Replicas of the whole model; requests go to the least loaded.
-    #[arg(long, visible_alias = "dp", default_value_t = 1, value_parser = parse_count, value_name = "N")]
-    pub(crate) data_parallel_size: usize,
+    #[arg(long, visible_alias = "pp", value_parser = parse_count, value_name = "N")]
+    pub(crate) pipeline_parallel_size: Option<usize>,
+    /// Replicas of the whole model; a request goes where its beginning is known and little is to be done.
+    #[arg(long, visible_alias = "dp", value_parser = parse_count, value_name = "N")]
+    pub(crate) data_parallel_size: Option<usize>,
+    /// What the layout of several GPUs is to be best at when no parallel size is given [default: throughput for `serve`
+    /// and `bench throughput`, which means replicas where the model fits on one GPU; else latency].
+    #[arg(long, value_enum)]
+    pub(crate) objective: Option<ObjectiveArg>,
     /// CPU threads, shared out over the ranks [default: all cores].
     #[arg(long, value_parser = parse_count, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -177,6 +190,29 @@ pub(crate) struct EngineArgs {
     /// Seeds dummy weights.
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     pub(crate) seed: u64,
+}
+
+impl EngineArgs {
+    /// Whether any of the three parallel sizes is given: then they are what is given, and 1.
+    pub(crate) fn layout_is_given(&self) -> bool {
+        let sizes = [self.data_parallel_size, self.pipeline_parallel_size, self.tensor_parallel_size];
+        sizes.iter().any(Option::is_some)
+    }
+
+    /// Replicas of the whole model.
+    pub(crate) fn replicas(&self) -> usize {
+        self.data_parallel_size.unwrap_or(1)
+    }
+
+    /// Stages of a replica.
+    pub(crate) fn num_stages(&self) -> usize {
+        self.pipeline_parallel_size.unwrap_or(1)
+    }
+
+    /// Ranks that split each layer.
+    pub(crate) fn tensor_size(&self) -> usize {
+        self.tensor_parallel_size.unwrap_or(1)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -445,83 +481,6 @@ pub(crate) enum ObjectiveArg {
     Throughput,
 }
 
-/// `32768`, `32k` (1,024 each), `128K`.
-fn parse_tokens(text: &str) -> Result<usize, String> {
-    let (digits, factor) = match text.strip_suffix(['k', 'K']) {
-        Some(digits) => (digits, 1024),
-        None => (text, 1),
-    };
-    let count: usize =
-        digits.parse().map_err(|_| format!("{text:?} is no count of tokens such as 32768 or 32k"))?;
-    match count.checked_mul(factor) {
-        Some(tokens) if 0 < tokens => Ok(tokens),
-        _ => Err(format!("{text:?} is no count of tokens such as 32768 or 32k")),
-    }
-}
-
-/// `4294967296`, `4GiB`, `4GB`, `512MiB`.
-fn parse_bytes(text: &str) -> Result<usize, String> {
-    const UNITS: [(&str, f64); 8] = [
-        ("TiB", (1_u64 << 40) as f64),
-        ("GiB", (1_u64 << 30) as f64),
-        ("MiB", (1_u64 << 20) as f64),
-        ("KiB", 1024.0),
-        ("TB", 1e12),
-        ("GB", 1e9),
-        ("MB", 1e6),
-        ("KB", 1e3),
-    ];
-    let wrong = || format!("{text:?} is no size such as 4GiB or 512MiB");
-    let unit = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
-    let (digits, factor) = unit.unwrap_or((text, 1.0));
-    let value: f64 = digits.trim().parse().map_err(|_| wrong())?;
-    let bytes = value * factor;
-    if (1.0..1e18).contains(&bytes) { Ok(bytes as usize) } else { Err(wrong()) }
-}
-
-/// A whole number from 1.
-fn parse_count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err(format!("{text:?} is no whole number from 1")),
-        Ok(count) => Ok(count),
-    }
-}
-
-/// A number above 0, at most 1.
-fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if 0.0 < share && share <= 1.0 => Ok(share),
-        _ => Err(format!("{text:?} is no share: a number above 0, at most 1")),
-    }
-}
-
-/// Seconds above 0, an hour at most.
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if 0.0 < seconds && seconds <= 3600.0 => Ok(seconds),
-        _ => Err(format!("{text:?} is no time: a number of seconds above 0, at most 3600")),
-    }
-}
-
-/// A level, or a filter with targets such as `warn,phalanx_engine=debug`.
-fn parse_log(text: &str) -> Result<String, String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    match LEVELS.contains(&text) || text.contains('=') {
-        true => Ok(text.to_owned()),
-        false => Err(format!(
-            "{text:?} is none of {} and no filter such as warn,phalanx_engine=debug",
-            LEVELS.join(", ")
-        )),
-    }
-}
-
-fn parse_block_size(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(size) if size.is_power_of_two() && size <= 256 => Ok(size),
-        _ => Err(format!("{text:?} is no block size: a power of two up to 256")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -534,7 +493,7 @@ mod tests {
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Serve(serve) = cli.command else { panic!("serve") };
         assert_eq!(serve.model.written(), Some("Qwen/Qwen2.5-7B-Instruct"));
-        assert_eq!((serve.engine.tensor_parallel_size, serve.engine.max_model_len), (4, Some(131_072)));
+        assert_eq!((serve.engine.tensor_parallel_size, serve.engine.max_model_len), (Some(4), Some(131_072)));
         assert_eq!((serve.model.dtype, serve.port), (DtypeArg::Half, 8000));
         assert!(serve.engine.enable_chunked_prefill);
     }
@@ -553,19 +512,6 @@ mod tests {
             "an objective without GPUs chooses nothing"
         );
         assert!(parse("phalanx plan --gpus 4x4090D --devices 2").is_err());
-    }
-
-    #[test]
-    fn tokens_and_bytes_are_read() {
-        assert_eq!(parse_tokens("128K"), Ok(131_072));
-        assert_eq!(parse_bytes("1.5GiB"), Ok(1_610_612_736));
-        assert_eq!(parse_bytes("24GB"), Ok(24_000_000_000));
-        for wrong in ["", "x", "-1", "0", "99999999999999999999k"] {
-            assert!(parse_tokens(wrong).is_err(), "{wrong}");
-        }
-        for wrong in ["", "GiB", "-1GiB", "nan", "inf", "0.1"] {
-            assert!(parse_bytes(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

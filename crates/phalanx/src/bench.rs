@@ -5,9 +5,11 @@ use phalanx_bench::{
     Capacity, Figure, MatrixRow, ModelWork, Prompts, Report, Roofline, Suite, WARM_UP_RUNS, equal, latency,
     matrix_row, mixed, prefill, throughput,
 };
+use phalanx_model::layout::choose::Objective;
 
 use crate::args::{BenchArgs, BenchKind};
 use crate::launch::Launched;
+use crate::layout::auto;
 use crate::{files, launch, limits, terminal};
 
 /// The same prompts in each run of the program.
@@ -17,10 +19,11 @@ const MATRIX_INPUT_LENS: [usize; 4] = [4096, 16_384, 65_536, 131_072 - 512];
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     check(args)?;
-    // Before the engine takes the memory, and outside its timeline.
-    let limits = limits::measure(&args.model, &args.engine)?;
     let files = files::open(&args.model, args.engine.seed)?;
-    let launched = launch::start(&files, &args.model, &args.engine)?;
+    let engine = auto::decide(&files, &args.model, &args.engine, usual_objective(args.what))?;
+    // Before the engine takes the memory.
+    let limits = limits::measure(&args.model, &engine)?;
+    let launched = launch::start(&files, &args.model, &engine)?;
     let capacity = capacity(&launched);
     let roofline = Roofline { devices: limits, work: work(&launched), replicas: capacity.replicas };
     let prompts = Prompts::new(files.tokenizer.vocab_size(), PROMPT_SEED);
@@ -43,6 +46,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         false => terminal::say(report.to_string().trim_end()),
     }
     Ok(())
+}
+
+/// What the layout is chosen for, unless `--objective` says it.
+fn usual_objective(what: BenchKind) -> Objective {
+    match what {
+        BenchKind::Throughput => Objective::Throughput,
+        BenchKind::Latency | BenchKind::Prefill | BenchKind::Matrix => Objective::Latency,
+    }
 }
 
 /// Refuses what no bench could measure, before anything is loaded.

@@ -5,12 +5,15 @@ use anyhow::Result;
 use phalanx_device::cpu::Cpu;
 use phalanx_device::cuda::nvml::Nvml;
 use phalanx_device::cuda::parity::{self, Planted, Report};
-use phalanx_device::cuda::{Cuda, device_count, libraries, links, speed};
+use phalanx_device::cuda::{Cuda, card, device_count, libraries, links, speed};
 use phalanx_device::facts::{GpuFacts, Holder};
 use phalanx_device::{Backend, DType};
 
+use phalanx_model::layout::cards::Hardware;
+
 use crate::doctor::gpus::Survey;
 use crate::doctor::kernels::{Case, Checked};
+use crate::layout::auto::{Gpu, Probed};
 use crate::no_room::CardRoom;
 
 /// Everything there is to know about this machine's GPUs.
@@ -43,6 +46,34 @@ pub(crate) fn room(count: usize) -> Vec<CardRoom> {
         })
     };
     gpus.into_iter().filter_map(room).collect()
+}
+
+/// The first `count` GPUs as a layout is chosen for.
+pub(crate) fn at_hand(count: usize) -> Result<Vec<Gpu>> {
+    let look = |ordinal| {
+        let card = card::look_at(ordinal)?;
+        let hardware = Hardware {
+            name: card.name,
+            memory_bytes: card.total_bytes,
+            memory_bandwidth: card.memory_bandwidth,
+            capability: card.capability,
+            multiprocessors: card.multiprocessors,
+            clock: card.clock,
+        };
+        Ok(Gpu { uuid: card.uuid, hardware, free_bytes: card.free_bytes })
+    };
+    (0..count).map(look).collect()
+}
+
+/// What lies between the first `count` GPUs.
+pub(crate) fn probe(count: usize) -> Probed {
+    let found = links::measure(&(0..count).collect::<Vec<_>>());
+    let speeds = found.iter().filter_map(|link| link.measured.as_ref().ok()).map(|(bandwidth, _)| *bandwidth);
+    Probed {
+        reaches: found.iter().all(|link| link.peer),
+        copy_bandwidth: speeds.min_by(f64::total_cmp),
+        all_reduce: Vec::new(),
+    }
 }
 
 /// Reads how the GPUs stand, again and again; none where the driver's library is not there.

@@ -1,18 +1,21 @@
 //! `phalanx chat`: a conversation in the terminal.
 
 use anyhow::Result;
+use phalanx_model::layout::choose::Objective;
 use serde_json::{Value, json};
 
 use crate::args::ChatArgs;
 use crate::files;
 use crate::generate::{answer, chosen, encode_chat, rates};
+use crate::layout::auto;
 use crate::{launch, terminal};
 
 const HELP: &str = "/new starts a new conversation, /quit (or the end of the input) leaves";
 
 pub(crate) fn run(args: &ChatArgs) -> Result<()> {
     let files = files::open(&args.model, args.engine.seed)?;
-    let launched = launch::start(&files, &args.model, &args.engine)?;
+    let engine = auto::decide(&files, &args.model, &args.engine, Objective::Latency)?;
+    let launched = launch::start(&files, &args.model, &engine)?;
     terminal::tell(&format!("{}: {HELP}", files.name));
     let begin = || -> Vec<Value> {
         args.system.iter().map(|text| json!({"role": "system", "content": text})).collect()

@@ -2,11 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use phalanx_engine::{Event, Request, Router, Sampling, Stop, Usage};
+use phalanx_model::layout::choose::Objective;
 use phalanx_text::{RenderOptions, SpecialTokens};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, SamplingArgs};
 use crate::files::{self, ModelFiles};
+use crate::layout::auto;
 use crate::{launch, terminal};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
@@ -15,7 +17,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         true => encode_chat(&files, &[json!({"role": "user", "content": args.prompt})])?,
         false => files.tokenizer.encode(&args.prompt, SpecialTokens::Parse)?,
     };
-    let launched = launch::start(&files, &args.model, &args.engine)?;
+    let engine = auto::decide(&files, &args.model, &args.engine, Objective::Latency)?;
+    let launched = launch::start(&files, &args.model, &engine)?;
     let sampling = chosen(&args.sampling, &files);
     let (_, usage) =
         answer(&launched.router, prompt, (sampling, args.sampling.max_tokens), &mut terminal::say_part)?;

@@ -29,10 +29,10 @@ use crate::timeline::Timeline;
 /// Tokens a step computes on the CPU unless told otherwise: a running answer waits for no longer than these take.
 const CPU_BATCHED_TOKENS: usize = 512;
 /// The same on GPUs, which want long steps.
-const GPU_BATCHED_TOKENS: usize = 8192;
+pub(crate) const GPU_BATCHED_TOKENS: usize = 8192;
 /// Tokens of a KV block unless told otherwise.
 const CPU_BLOCK_SIZE: usize = 16;
-const GPU_BLOCK_SIZE: usize = 64;
+pub(crate) const GPU_BLOCK_SIZE: usize = 64;
 /// Left free on a GPU for what its libraries and kernels allocate beside the plan.
 pub(crate) const GPU_MARGIN_BYTES: usize = 1 << 30;
 /// Sequences a step computes unless told otherwise.
@@ -118,9 +118,9 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     let bar = Arc::new(Bar::new());
     let timeline = &files.timeline;
     let loaded = Arc::new(AtomicU64::new(0));
-    bar.begin("loading weights", (blueprint.weights.bytes() * args.data_parallel_size) as u64);
+    bar.begin("loading weights", (blueprint.weights.bytes() * args.replicas()) as u64);
     let mut engines = Vec::new();
-    for replica in 0..args.data_parallel_size {
+    for replica in 0..args.replicas() {
         let (blueprint_of_rank, bar, loaded) =
             (Arc::clone(&blueprint), Arc::clone(&bar), Arc::clone(&loaded));
         let timeline = Arc::clone(timeline);
@@ -140,7 +140,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     let (gigabytes, seconds) = (loaded.load(Ordering::Relaxed) as f64 / 1e9, timeline.seconds(WEIGHTS));
     tracing::info!("{gigabytes:.2} GB of weights in {seconds:.2} s, {:.1} GB/s", gigabytes / seconds);
     tracing::info!("{timeline}");
-    let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.data_parallel_size;
+    let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.replicas();
     let (threads, instructions) = (blueprint.threads_per_rank, Features::detect().describe());
     let device = match blueprint.gpus {
         Some(_) => format!("{ranks} GPUs"),
@@ -156,13 +156,10 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     if let Some(notice) = notice {
         tracing::warn!("{notice}");
     }
-    let ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size;
+    let ranks = args.tensor_size() * args.num_stages() * args.replicas();
     let threads = args.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
-    let mesh = Mesh {
-        tensor_size: args.tensor_parallel_size,
-        num_stages: args.pipeline_parallel_size,
-        deadline: LONGEST_STEP,
-    };
+    let mesh =
+        Mesh { tensor_size: args.tensor_size(), num_stages: args.num_stages(), deadline: LONGEST_STEP };
     let kind = kind(files, model, args, mesh)?;
     files.timeline.end("driver");
     let (max_tokens, max_samples) = step_limits(args, kind.batched_tokens)?;
@@ -223,14 +220,9 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
             batched_tokens: CPU_BATCHED_TOKENS,
         });
     }
-    let (dtype, weight_type) = match model.dtype {
-        DtypeArg::Float32 => bail!("GPUs compute in 16 bits: take --dtype bfloat16 or half, or --device cpu"),
-        DtypeArg::Half => (DType::F16, WeightType::F16),
-        DtypeArg::Auto if files.weights.config().dtype == Format::F16 => (DType::F16, WeightType::F16),
-        DtypeArg::Auto | DtypeArg::Bfloat16 => (DType::BF16, WeightType::BF16),
-    };
+    let (dtype, weight_type) = gpu_types(files, model)?;
     Ok(Kind {
-        gpus: Some(Gpus::claim(mesh, args.data_parallel_size, dtype)?),
+        gpus: Some(Gpus::claim(mesh, args.replicas(), dtype)?),
         activation_dtype: dtype,
         kv_dtype: dtype,
         weight_type,
@@ -244,11 +236,21 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
 /// The CPU has nothing to hide: scheduling takes a thousandth of its steps, and shares its cores. A sequence that has
 /// stopped would cost it a row of the next step, and a request that comes would wait for two steps in place of one.
 fn overlaps(args: &EngineArgs, kind: &Kind) -> bool {
-    !args.no_async_scheduling && kind.gpus.is_some() && args.pipeline_parallel_size == 1
+    !args.no_async_scheduling && kind.gpus.is_some() && args.num_stages() == 1
+}
+
+/// What GPUs compute in, and what they keep weights in.
+pub(crate) fn gpu_types(files: &ModelFiles, model: &ModelArgs) -> Result<(DType, WeightType)> {
+    Ok(match model.dtype {
+        DtypeArg::Float32 => bail!("GPUs compute in 16 bits: take --dtype bfloat16 or half, or --device cpu"),
+        DtypeArg::Half => (DType::F16, WeightType::F16),
+        DtypeArg::Auto if files.weights.config().dtype == Format::F16 => (DType::F16, WeightType::F16),
+        DtypeArg::Auto | DtypeArg::Bfloat16 => (DType::BF16, WeightType::BF16),
+    })
 }
 
 /// Tokens and sequences a step computes at most.
-fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usize, usize)> {
+pub(crate) fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usize, usize)> {
     match (args.max_num_batched_tokens, args.max_num_seqs) {
         (None, sequences) => {
             let sequences = sequences.unwrap_or(SEQUENCES);
@@ -280,7 +282,7 @@ fn cpu_blocks(
     args: &EngineArgs,
     max_sequences: usize,
 ) -> Result<usize> {
-    let replicas = args.data_parallel_size;
+    let replicas = args.replicas();
     let fixed: usize = plans.iter().map(MemoryPlan::fixed_bytes).sum::<usize>() * replicas;
     let block_bytes: usize = plans.iter().map(|plan| plan.kv_bytes_per_block).sum();
     let available = phalanx_device::cpu::memory::available().unwrap_or(UNKNOWN_MEMORY_BYTES);
@@ -401,7 +403,7 @@ fn describe(blueprint: &Blueprint, args: &EngineArgs) {
         config.hidden_size,
         blueprint.weights.describe(),
         config.max_model_len,
-        args.data_parallel_size,
+        args.replicas(),
         mesh.num_stages,
         mesh.tensor_size,
         blueprint.threads_per_rank,

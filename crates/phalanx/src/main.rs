@@ -21,6 +21,7 @@ mod launch;
 mod layout;
 mod limits;
 mod no_room;
+mod parse;
 mod plan;
 mod progress;
 mod serve;

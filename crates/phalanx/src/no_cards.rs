@@ -6,6 +6,7 @@ use phalanx_device::facts::GpuFacts;
 
 use crate::doctor::gpus::Survey;
 use crate::doctor::kernels::Checked;
+use crate::layout::auto::{Gpu, Probed};
 use crate::no_room::CardRoom;
 
 const WITHOUT: &str = "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found";
@@ -18,6 +19,16 @@ pub(crate) fn survey() -> Option<Survey> {
 /// Nobody can tell.
 pub(crate) fn room(_count: usize) -> Vec<CardRoom> {
     Vec::new()
+}
+
+/// None.
+pub(crate) fn at_hand(_count: usize) -> Result<Vec<Gpu>> {
+    Ok(Vec::new())
+}
+
+/// Nothing.
+pub(crate) fn probe(_count: usize) -> Probed {
+    Probed { reaches: false, copy_bandwidth: None, all_reduce: Vec::new() }
 }
 
 /// None.

@@ -79,7 +79,7 @@ impl Attempt<'_> {
             let plans = memory::plan_layout(config, size, mesh.num_stages, request).ok()?;
             Some((size, held(&plans)))
         });
-        let ranks = mesh.tensor_size * mesh.num_stages * args.data_parallel_size;
+        let ranks = mesh.tensor_size * mesh.num_stages * args.replicas();
         NoRoom {
             needed: Needed::of(plans, *margin),
             budget: *budget,
@@ -88,7 +88,7 @@ impl Attempt<'_> {
             asked_tokens: config.max_model_len,
             held_tokens: held(plans),
             larger: larger.collect(),
-            gpus: gpu::count() / (mesh.num_stages * args.data_parallel_size),
+            gpus: gpu::count() / (mesh.num_stages * args.replicas()),
         }
         .text()
     }

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use phalanx_model::layout::choose::Objective;
 use phalanx_server::{Cors, ModelCard, Server, ServerOptions, ServerState};
 use tokio::net::TcpListener;
 
 use crate::args::ServeArgs;
 use crate::files::{self, ModelFiles};
 use crate::launch::{self, Launched};
+use crate::layout::auto;
 use crate::{gauges, terminal};
 
 /// Threads that tokenize prompts: more would only take memory.
@@ -28,7 +30,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         format!("{address} cannot be listened on; give another --port (0 takes a free one) or --host")
     })?;
     let files = files::open(&args.model, args.engine.seed)?;
-    let launched = launch::start(&files, &args.model, &args.engine)?;
+    let engine = auto::decide(&files, &args.model, &args.engine, Objective::Throughput)?;
+    let launched = launch::start(&files, &args.model, &engine)?;
     let bound = listener.local_addr()?;
     let state = server_state(args, &files, &launched);
     terminal::tell(&format!("phalanx serves {} at http://{bound}", state.model.id));

@@ -3,6 +3,7 @@
 //! Compiled only with the feature `cuda`; starts without a driver, where [`Cuda::new`] says so.
 #![allow(unsafe_code)]
 
+pub mod card;
 mod cublaslt;
 mod items;
 mod kernels;

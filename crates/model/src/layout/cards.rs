@@ -22,6 +22,38 @@ pub struct Card {
     pub link_bandwidth: f64,
 }
 
+/// What a GPU says of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hardware {
+    /// What its driver calls it.
+    pub name: String,
+    /// Bytes of its memory.
+    pub memory_bytes: usize,
+    /// Bytes a second, by its memory's clock and width.
+    pub memory_bandwidth: f64,
+    /// Compute capability.
+    pub capability: (u32, u32),
+    /// How many it has.
+    pub multiprocessors: usize,
+    /// Their clock at most, in hertz.
+    pub clock: f64,
+}
+
+impl Hardware {
+    /// Operations a second of dense 16-bit products summed in float32: so many a clock on each multiprocessor of its
+    /// generation, half of that on GeForce where the generation sells such.
+    fn tensor_flops(&self) -> f64 {
+        let of_each = match self.capability {
+            (8, 0) => 2048.0,
+            (8 | 12, _) if self.name.contains("GeForce") => 512.0,
+            (8 | 12, _) => 1024.0,
+            (9, _) => 4096.0,
+            _ => 8192.0,
+        };
+        of_each * self.multiprocessors as f64 * self.clock
+    }
+}
+
 impl Card {
     /// The card of this name. Case, punctuation and what every name has (`NVIDIA`, `GeForce`, `RTX`) do not matter,
     /// so a driver's name is found as well as `4090d`.
@@ -29,6 +61,28 @@ impl Card {
     pub fn named(name: &str) -> Option<Self> {
         let wanted = bare(name);
         all().find(|(names, _)| names.contains(&wanted)).map(|(_, card)| card)
+    }
+
+    /// A card at hand: by its name where the file has it, with the memory it says it has; otherwise by its sizes and
+    /// clocks. `reaches` says whether each of its kind in the machine reaches the others' memory.
+    #[must_use]
+    pub fn at_hand(hardware: &Hardware, reaches: bool) -> Self {
+        let known = Self::named(&hardware.name).unwrap_or_else(|| Self {
+            name: hardware.name.clone(),
+            memory_bytes: 0,
+            memory_bandwidth: hardware.memory_bandwidth,
+            tensor_flops: hardware.tensor_flops(),
+            wiring: Wiring::Pcie,
+            link_bandwidth: PCIE_BANDWIDTH,
+        });
+        let (wiring, link_bandwidth) = match (known.wiring, reaches) {
+            (Wiring::NvLink | Wiring::Bridge, false) => (Wiring::Host, PCIE_BANDWIDTH),
+            (Wiring::Pcie, false) => (Wiring::Host, known.link_bandwidth),
+            // A driver may have been told to.
+            (Wiring::Host, true) => (Wiring::Pcie, known.link_bandwidth),
+            (wiring, _) => (wiring, known.link_bandwidth),
+        };
+        Self { memory_bytes: hardware.memory_bytes, wiring, link_bandwidth, ..known }
     }
 
     /// The names that [`Card::named`] knows, in the file's order, each card once.
@@ -60,6 +114,9 @@ pub fn parse_gpus(text: &str) -> Result<(usize, Card), String> {
         )),
     }
 }
+
+/// What PCI Express gives a card of which nothing else is known, in bytes a second and direction.
+const PCIE_BANDWIDTH: f64 = 32e9;
 
 /// GPUs of one machine.
 const MOST_GPUS: usize = 64;
@@ -143,6 +200,48 @@ mod tests {
             assert_eq!(Card::named(people), Card::named(driver), "{people}");
         }
         assert_eq!(Card::named("NVIDIA GeForce GTX 1080"), None);
+    }
+
+    /// What drivers say, against the data sheets: sizes and clocks give a card's figures within a tenth.
+    #[test]
+    fn an_unknown_card_is_known_by_its_sizes_and_clocks() {
+        let known = [
+            ("H200", (9, 0), 132, 1.83e9),
+            ("A100-80G", (8, 0), 108, 1.41e9),
+            ("L40S", (8, 9), 142, 2.52e9),
+            ("A10", (8, 6), 72, 1.695e9),
+            ("B200", (10, 0), 148, 1.85e9),
+        ];
+        for (name, capability, multiprocessors, clock) in known {
+            let listed = Card::named(name).unwrap();
+            let hardware = Hardware {
+                name: "NVIDIA Unheard-of".to_owned(),
+                memory_bytes: 1 << 35,
+                memory_bandwidth: 1e12,
+                capability,
+                multiprocessors,
+                clock,
+            };
+            let card = Card::at_hand(&hardware, true);
+            let ratio = card.tensor_flops / listed.tensor_flops;
+            assert!((0.9..1.1).contains(&ratio), "{name}: {ratio}");
+            assert_eq!((card.memory_bytes, card.wiring), (1 << 35, Wiring::Pcie));
+        }
+        let geforce = Hardware {
+            name: "NVIDIA GeForce RTX 4090".to_owned(),
+            memory_bytes: 25_000_000_000,
+            memory_bandwidth: 1e12,
+            capability: (8, 9),
+            multiprocessors: 128,
+            clock: 2.52e9,
+        };
+        let listed = Card::named("4090").unwrap();
+        assert!((geforce.tensor_flops() / listed.tensor_flops - 1.0).abs() < 0.02);
+        assert_eq!(Card::at_hand(&geforce, false), Card { memory_bytes: 25_000_000_000, ..listed });
+        assert_eq!(Card::at_hand(&geforce, true).wiring, Wiring::Pcie);
+        let lonely = Hardware { name: "NVIDIA H200".to_owned(), ..geforce };
+        assert_eq!(Card::at_hand(&lonely, false).wiring, Wiring::Host);
+        assert_eq!(Card::at_hand(&lonely, true).wiring, Wiring::NvLink);
     }
 
     #[test]

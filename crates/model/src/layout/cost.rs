@@ -40,8 +40,8 @@ pub const CONSTANTS: Constants = Constants {
     step_us: 100.0,
     sequence_us: 5.0,
     nvlink: (5.0, 0.44),
-    pcie: (10.0, 0.6),
-    host: (25.0, 0.3),
+    pcie: (9.0, 0.62),
+    host: (25.0, 0.25),
 };
 
 /// Bytes of an activation, a key or a value: GPUs compute in 16 bits.

@@ -16,7 +16,7 @@ pub enum Wiring {
 }
 
 /// How fast the PCI Express is that a bridged card has as well, in bytes a second and direction.
-const PCIE_BANDWIDTH: f64 = 50e9;
+const PCIE_BANDWIDTH: f64 = 64e9;
 
 /// Measured times of all-reduces among so many ranks.
 #[derive(Clone, Debug, PartialEq)]

@@ -50,6 +50,9 @@ pub const TRAFFIC: (usize, usize) = (1024, 256);
 /// Prompt and answer of the request, alone on the machine, that latency is judged by.
 pub const SINGLE: (usize, usize) = (4096, 512);
 
+/// Ranks that exchange data with each other at most, as the device's groups have it.
+pub const MOST_IN_A_GROUP: usize = 8;
+
 /// How a model is laid over GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -184,6 +187,9 @@ pub fn compare(machine: &Machine, subject: &Subject<'_>) -> Vec<Prediction> {
 /// A sentence that says why it cannot be: the model cannot be dealt that way, or does not fit.
 pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Result<Figures, String> {
     let Subject { config, request, budget_bytes } = *subject;
+    if MOST_IN_A_GROUP < layout.tensor_size.max(layout.num_stages) {
+        return Err(format!("more than {MOST_IN_A_GROUP} ranks cannot exchange data"));
+    }
     let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, request)
         .map_err(|error| error.to_string())?;
     let fullest =

@@ -156,9 +156,13 @@ fn what_cannot_be_says_why() {
     assert!(figures(&all, (1, 1, 2)).weights_bytes < 9 << 30);
     let choice = choose(&all, Objective::Throughput, 32_768).unwrap();
     assert!(choice.layout.replicas == 1 && choice.layout.num_gpus() == 2, "{}", choice.reason);
-    let many = Layout { replicas: 1, num_stages: 1, tensor_size: 29 };
-    let reason = predict(&machine("29xH200"), &subject, many).unwrap_err();
-    assert!(reason.contains("--tensor-parallel-size 29"), "{reason}");
+    let many = Layout { replicas: 1, num_stages: 1, tensor_size: 9 };
+    let reason = predict(&machine("9xH200"), &subject, many).unwrap_err();
+    assert!(reason.contains("more than 8"), "{reason}");
+    let of_few_heads = ModelConfig { num_heads: 4, num_kv_heads: 4, ..config.clone() };
+    let few = Layout { replicas: 1, num_stages: 1, tensor_size: 5 };
+    let reason = predict(&small, &Subject { config: &of_few_heads, ..subject }, few).unwrap_err();
+    assert!(reason.contains("--tensor-parallel-size 5"), "{reason}");
     let tiny = Subject { budget_bytes: 1 << 30, ..subject };
     let reason = choose(&compare(&small, &tiny), Objective::Latency, 32_768).unwrap_err();
     assert!(reason.contains("no layout fits") && reason.contains("GiB"), "{reason}");

@@ -1,5 +1,8 @@
 //! Which layout to take on several GPUs: predicted for every candidate, printed as one table, taken for an objective.
 
+pub(crate) mod auto;
+mod remembered;
+
 use anyhow::Result;
 use phalanx_model::layout::choose::{Objective, choose};
 use phalanx_model::layout::table::Comparison;
