@@ -15,8 +15,8 @@ use std::process::{Child, Command};
 const JOBS: usize = 2;
 /// Turing and older lack the instructions; newer GPUs than these need a newer toolkit's name here.
 const ARCHITECTURES: &str = "80,89,90a";
-const WHEELS: &str = "pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-                      nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85";
+/// Installs NVIDIA's wheels where there is no toolkit.
+const SCRIPT: &str = "PHALANX_NVCC_DIR=$(scripts/cuda-toolkit)";
 
 struct Toolkit {
     nvcc: PathBuf,
@@ -103,7 +103,7 @@ fn find_toolkit() -> Result<Toolkit, String> {
             .collect();
         if libraries.is_empty() {
             return Err(format!(
-                "{} has no libcudart_static.a beside it: install the runtime too ({WHEELS})",
+                "{} has no libcudart_static.a beside it: install the runtime too, or build with {SCRIPT}",
                 nvcc.display()
             ));
         }
@@ -111,8 +111,8 @@ fn find_toolkit() -> Result<Toolkit, String> {
         return Ok(Toolkit { nvcc, libraries, found });
     }
     Err(format!(
-        "the feature cuda needs nvcc, and it is in none of: {}. Install the CUDA toolkit, or NVIDIA's wheels ({WHEELS}) \
-         and set PHALANX_NVCC_DIR to their site-packages folder",
+        "the feature cuda needs nvcc, and it is in none of: {}. Install the CUDA toolkit, or build with {SCRIPT}, which \
+         installs NVIDIA's compiler from Python wheels",
         tried.join(", ")
     ))
 }
