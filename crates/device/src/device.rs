@@ -71,7 +71,10 @@ impl Device {
         assert!(values.len() == rows * width, "{} values for [{rows}, {width}]", values.len());
         let mut tensor =
             self.arena(Arena::tensor_bytes(DType::F32, rows, width))?.tensor(DType::F32, rows, width);
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        let mut bytes = vec![0; values.len() * 4];
+        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = value.to_ne_bytes();
+        }
         self.backend.write(tensor.view_mut(), &bytes);
         Ok(tensor)
     }

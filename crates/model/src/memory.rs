@@ -1,15 +1,16 @@
 //! How much memory a rank needs, to the byte, before anything is loaded: one function for `plan`, `serve` and tests.
 
+use phalanx_device::cpu::matmul;
 use phalanx_device::{Arena, DType};
 
 use crate::architectures::spec::{RankSpec, rank_spec};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::layers::linear::LinearSpec;
+use crate::layers::linear::{LinearSpec, MatrixBytes};
 use crate::layers::workspace::WorkspaceShapes;
 use crate::place::Place;
 use crate::weights::WeightFormats;
-use crate::weights::shard::Shards;
+use crate::weights::shard::{Piece, Shards};
 
 /// The largest step and the longest sequence: what workspace and rope table are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct MemoryPlan {
     pub rope_bytes: usize,
     /// Activations of the largest step.
     pub workspace_bytes: usize,
+    /// The same as the CPU's kernels want them; on a GPU, which makes its own room when it is opened, nothing.
+    pub scratch_bytes: usize,
     /// Keys and values of one token in this rank's layers and heads.
     pub kv_bytes_per_token: usize,
     /// The same for a block.
@@ -79,7 +82,7 @@ impl MemoryPlan {
     /// Everything but the KV cache.
     #[must_use]
     pub fn fixed_bytes(&self) -> usize {
-        self.weights_bytes + self.rope_bytes + self.workspace_bytes
+        self.weights_bytes + self.rope_bytes + self.workspace_bytes + self.scratch_bytes
     }
 
     /// The KV cache of `num_blocks` blocks, each tensor rounded up as an arena does.
@@ -122,12 +125,15 @@ pub fn plan(
     limits.check()?;
     let shards = Shards::new(config, place, &request.formats)?;
     let (num_layers, num_kv_heads, head_dim) = kv_shape(&shards);
+    let spec = rank_spec(config, &shards);
+    let on_cpu = request.activation_dtype == DType::F32;
     let kv_bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * request.kv_dtype.bytes();
     Ok(MemoryPlan {
         place,
-        weights_bytes: weights_bytes(config, &rank_spec(config, &shards), &request.formats),
+        weights_bytes: weights_bytes(config, &spec, &request.formats, matrix_bytes(on_cpu)),
         rope_bytes: Arena::tensor_bytes(DType::F32, limits.max_model_len, config.head_dim),
         workspace_bytes: WorkspaceShapes::new(config, &shards, limits, request.activation_dtype).bytes(),
+        scratch_bytes: if on_cpu { scratch_bytes(config, &shards, limits) } else { 0 },
         kv_bytes_per_token,
         kv_bytes_per_block: kv_bytes_per_token * request.block_size,
         block_size: request.block_size,
@@ -154,15 +160,35 @@ pub fn kv_shape(shards: &Shards) -> (usize, usize, usize) {
     (shards.layers.len(), shards.heads.num_kv_heads, shards.heads.head_dim)
 }
 
-fn weights_bytes(config: &ModelConfig, spec: &RankSpec, formats: &WeightFormats<'_>) -> usize {
+/// How a device lays matrices out: row after row, but for the CPU, the one device that computes in F32.
+fn matrix_bytes(on_cpu: bool) -> MatrixBytes {
+    match on_cpu {
+        true => matmul::packed_bytes,
+        false => |format, rows, columns| rows * format.row_bytes(columns),
+    }
+}
+
+/// The widest rows that the CPU multiplies, as its kernels want them.
+fn scratch_bytes(config: &ModelConfig, shards: &Shards, limits: Limits) -> usize {
+    let widths = [config.hidden_size, shards.attention_columns.cover.len(), shards.mlp_columns.cover.len()];
+    matmul::workspace_bytes(limits.max_tokens, widths.into_iter().max().unwrap_or(0))
+}
+
+fn weights_bytes(
+    config: &ModelConfig,
+    spec: &RankSpec,
+    formats: &WeightFormats<'_>,
+    matrix_bytes: MatrixBytes,
+) -> usize {
+    let piece = |piece: &Piece| LinearSpec(vec![piece.clone()]).bytes(formats, matrix_bytes);
     let norm = Arena::tensor_bytes(DType::F32, 1, config.hidden_size);
-    let embedding = spec.embedding.as_ref().map_or(0, |piece| LinearSpec(vec![piece.clone()]).bytes(formats));
+    let embedding = spec.embedding.as_ref().map_or(0, piece);
     let layers = spec.layers.iter().map(|layer| {
         let linear = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
-        2 * norm + linear.map(|linear| linear.bytes(formats)).iter().sum::<usize>()
+        2 * norm + linear.map(|linear| linear.bytes(formats, matrix_bytes)).iter().sum::<usize>()
     });
     let head = spec.head.as_ref().map_or(0, |head| {
-        let matrix = if head.shared { 0 } else { LinearSpec(vec![head.matrix.clone()]).bytes(formats) };
+        let matrix = if head.shared { 0 } else { piece(&head.matrix) };
         norm + matrix
     });
     embedding + layers.sum::<usize>() + head

@@ -4,6 +4,11 @@
 //! off by up to 0.004, and a model answers best with the rounding it is usually run with.
 
 use std::f64::consts::PI;
+use std::thread::available_parallelism;
+
+/// Threads that make a table, and positions that are worth one.
+const MOST_THREADS: usize = 8;
+const LEAST_POSITIONS: usize = 4096;
 
 /// How positions become angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,14 +102,25 @@ impl RopeConfig {
     /// `[positions, head_dim]`: the cosines of a position's `head_dim / 2` angles, then their sines.
     #[must_use]
     pub fn table(&self, positions: usize, head_dim: usize) -> Vec<f32> {
-        let frequencies = self.inverse_frequencies(head_dim);
-        let scale = self.attention_factor();
-        let mut table = Vec::with_capacity(positions * head_dim);
-        for position in 0..positions {
-            let angles = frequencies.iter().map(|frequency| position as f32 * frequency);
-            table.extend(angles.clone().map(|angle| angle.cos() * scale));
-            table.extend(angles.map(|angle| angle.sin() * scale));
-        }
+        let (frequencies, scale) = (&self.inverse_frequencies(head_dim), self.attention_factor());
+        let mut table = vec![0.0; positions * head_dim];
+        let fill = |first: usize, rows: &mut [f32]| {
+            for (position, row) in (first..).zip(rows.chunks_exact_mut(head_dim)) {
+                let (cosines, sines) = row.split_at_mut(head_dim / 2);
+                for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+                    let angle = position as f32 * frequency;
+                    (*cosine, *sine) = (angle.cos() * scale, angle.sin() * scale);
+                }
+            }
+        };
+        // Millions of sines for a long context, and every rank wants them before it is ready.
+        let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+        let positions_each = positions.div_ceil(threads).max(LEAST_POSITIONS);
+        std::thread::scope(|scope| {
+            for (index, rows) in table.chunks_mut(positions_each * head_dim).enumerate() {
+                scope.spawn(move || fill(index * positions_each, rows));
+            }
+        });
         table
     }
 }

@@ -77,7 +77,8 @@ fn the_file_is_described() {
     assert!(vocabulary.chat_template.as_ref().is_some_and(|template| template.contains("<|im_start|>")));
     let request = MemoryRequest {
         formats: WeightFormats::Of(&weights, WeightType::AsStored),
-        activation_dtype: DType::F32,
+        // Planned for a GPU, which keeps a file's rows as they are.
+        activation_dtype: DType::BF16,
         kv_dtype: DType::F32,
         block_size: 16,
         limits: phalanx_model::Limits { max_tokens: 1, max_samples: 1, max_model_len: 1 },

@@ -10,6 +10,9 @@ use crate::weights::WeightFormats;
 use crate::weights::load::Loader;
 use crate::weights::shard::Piece;
 
+/// Bytes of a matrix of a format, with so many rows and columns, as a device lays it out.
+pub type MatrixBytes = fn(Format, usize, usize) -> usize;
+
 /// What a linear layer is made of: pieces with the same columns, stacked along rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearSpec(pub Vec<Piece>);
@@ -21,16 +24,16 @@ impl LinearSpec {
         self.0.chunk_by(|a, b| format(a) == format(b)).map(|run| (format(&run[0]), run)).collect()
     }
 
-    /// Bytes it takes in a rank's memory.
+    /// Bytes it takes in a rank's memory, where a matrix takes `matrix_bytes` of its format, rows and columns.
     #[must_use]
-    pub fn bytes(&self, formats: &WeightFormats<'_>) -> usize {
+    pub fn bytes(&self, formats: &WeightFormats<'_>, matrix_bytes: MatrixBytes) -> usize {
         let run_bytes = |(format, run): (Format, &[Piece])| {
             let rows: usize = run.iter().map(|piece| piece.rows.len()).sum();
             let bias = match run[0].bias {
                 Some(_) => Arena::tensor_bytes(DType::F32, 1, rows),
                 None => 0,
             };
-            rows * format.row_bytes(run[0].columns.len()) + bias
+            matrix_bytes(format, rows, run[0].columns.len()) + bias
         };
         self.runs(formats).into_iter().map(run_bytes).sum()
     }

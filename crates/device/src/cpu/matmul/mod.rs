@@ -78,6 +78,18 @@ impl Workspace {
     }
 }
 
+/// Bytes that [`pack`] lays a weight `[rows, columns]` out in.
+#[must_use]
+pub fn packed_bytes(format: Format, rows: usize, columns: usize) -> usize {
+    Layout::new(format, rows, columns).bytes()
+}
+
+/// Bytes that [`matmul`] keeps the activations of `rows` rows of `columns` columns in, whatever the weight's format.
+#[must_use]
+pub const fn workspace_bytes(rows: usize, columns: usize) -> usize {
+    rows * columns.div_ceil(TILE) * PLANES * size_of::<Block>()
+}
+
 /// Takes a weight `[rows, columns]`, encoded row after row as in a file, into memory that `allocate` gives
 /// (zeroed, aligned to 64 bytes; [`huge_pages`] has what is fast).
 ///
