@@ -19,6 +19,7 @@ pub mod noise;
 pub mod sampling;
 pub mod source;
 pub mod tensor;
+pub mod tuning;
 
 pub use backend::Backend;
 pub use batch::{BatchLayout, Plan};
@@ -31,6 +32,7 @@ pub use noise::Noise;
 pub use sampling::{SampleRow, SampledRow};
 pub use source::RowSource;
 pub use tensor::{Allocation, Arena, Tensor, View, ViewMut};
+pub use tuning::Tunings;
 
 /// What a device can report: no memory, a lost library, a fault of the hardware, a peer that went silent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -187,6 +187,9 @@ pub(crate) struct EngineArgs {
     /// Requests that may wait; one more is answered 429.
     #[arg(long, default_value_t = 2048, value_parser = parse_count, value_name = "N")]
     pub(crate) max_queue: usize,
+    /// The folder in which what was measured on this machine is remembered [default: ~/.cache/phalanx].
+    #[arg(long, env = "PHALANX_MEASUREMENTS", value_name = "FOLDER")]
+    pub(crate) measurements: Option<PathBuf>,
     /// Seeds dummy weights.
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     pub(crate) seed: u64,

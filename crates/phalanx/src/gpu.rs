@@ -1,12 +1,13 @@
 //! The GPUs of this machine as ranks' devices. Without the feature `cuda` its place is taken by `no_gpu.rs`.
 
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use phalanx_device::collective::alone::Alone;
 use phalanx_device::cuda::peers::{self, Seat};
-use phalanx_device::cuda::{Cuda, device_count};
-use phalanx_device::{Backend, Collective, DType, Device};
+use phalanx_device::cuda::{Cuda, device_count, memory};
+use phalanx_device::{Backend, Collective, DType, Device, Tunings};
 use phalanx_model::Place;
 use phalanx_worker::Mesh;
 
@@ -30,14 +31,18 @@ pub(crate) struct Gpus {
     seats: Mutex<Vec<(Option<Seat>, Option<Seat>)>>,
     /// The same way: the rank's GPU, opened, until it takes it.
     opened: Mutex<Vec<Option<Cuda>>>,
+    tunings: Arc<Tunings>,
+    /// Bytes in use on each GPU, whoever holds them, before weights were loaded.
+    used_before: Vec<usize>,
 }
 
 impl Gpus {
-    /// Deals GPUs to replicas, stages and tensor ranks in that order, one each.
+    /// Deals GPUs to replicas, stages and tensor ranks in that order, one each. What is measured on them is remembered
+    /// in the folder `measurements`.
     ///
     /// # Errors
     /// There are too few, or two that must exchange data cannot.
-    pub(crate) fn claim(mesh: Mesh, replicas: usize, dtype: DType) -> Result<Self> {
+    pub(crate) fn claim(mesh: Mesh, replicas: usize, dtype: DType, measurements: &Path) -> Result<Self> {
         let there = device_count()?;
         let ranks = mesh.tensor_size * mesh.num_stages;
         if there < ranks * replicas {
@@ -46,7 +51,8 @@ impl Gpus {
                 ranks * replicas
             );
         }
-        let opened = open(ranks * replicas, dtype)?;
+        let tunings = Arc::new(Tunings::remembered(&measurements.join("matmul.txt")));
+        let opened = open(ranks * replicas, dtype, &tunings)?;
         let mut seats: Vec<(Option<Seat>, Option<Seat>)> =
             (0..ranks * replicas).map(|_| (None, None)).collect();
         for first in (0..replicas).map(|replica| replica * ranks) {
@@ -65,7 +71,21 @@ impl Gpus {
                 }
             }
         }
-        Ok(Self { mesh, seats: Mutex::new(seats), opened: Mutex::new(opened) })
+        let used_before = (0..ranks * replicas).map(used).collect::<Result<_>>()?;
+        Ok(Self { mesh, seats: Mutex::new(seats), opened: Mutex::new(opened), tunings, used_before })
+    }
+
+    /// Which kernels multiply.
+    pub(crate) fn tunings(&self) -> &Tunings {
+        &self.tunings
+    }
+
+    /// Bytes in use on each GPU, whoever holds them: before weights were loaded, and now.
+    ///
+    /// # Errors
+    /// A device is lost.
+    pub(crate) fn used(&self) -> Result<Vec<(usize, usize)>> {
+        self.used_before.iter().enumerate().map(|(gpu, before)| Ok((*before, used(gpu)?))).collect()
     }
 
     /// Bytes that one rank may use: this share of the fullest card, less what others hold of it.
@@ -115,14 +135,19 @@ impl Gpus {
 }
 
 /// Opens the first `count` GPUs, all at the same time: each takes the driver some tenths of a second.
-fn open(count: usize, dtype: DType) -> Result<Vec<Option<Cuda>>> {
+fn open(count: usize, dtype: DType, tunings: &Arc<Tunings>) -> Result<Vec<Option<Cuda>>> {
+    let cuda = |ordinal| Cuda::with_tunings(ordinal, dtype, &[], Arc::clone(tunings));
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..count).map(|ordinal| scope.spawn(move || Cuda::new(ordinal, dtype))).collect();
+        let threads: Vec<_> = (0..count).map(|ordinal| scope.spawn(move || cuda(ordinal))).collect();
         let opened = threads.into_iter().map(|thread| {
             let cuda = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok(Some(cuda?))
         });
         opened.collect()
     })
+}
+
+fn used(ordinal: usize) -> Result<usize> {
+    let (free, total) = memory(ordinal)?;
+    Ok(total - free)
 }

@@ -24,6 +24,7 @@ use crate::gpu::{self, Gpus};
 use crate::no_room::{self, Attempt};
 use crate::plan::gib;
 use crate::progress::Bar;
+use crate::rehearsal;
 use crate::timeline::Timeline;
 
 /// Tokens a step computes on the CPU unless told otherwise: a running answer waits for no longer than these take.
@@ -102,6 +103,8 @@ struct Blueprint {
     sizes: Sizes,
     /// A step starts before the ids of the one before are known.
     overlap: bool,
+    /// Bytes of each rank of a replica, stage after stage.
+    planned: Vec<usize>,
 }
 
 impl Blueprint {
@@ -123,15 +126,19 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     for replica in 0..args.replicas() {
         let (blueprint_of_rank, bar, loaded) =
             (Arc::clone(&blueprint), Arc::clone(&bar), Arc::clone(&loaded));
-        let timeline = Arc::clone(timeline);
-        let executor = LocalExecutor::start(blueprint.mesh, blueprint.steps_in_flight(), move |seat| {
-            build(&blueprint_of_rank, replica, seat, &timeline, &|bytes| {
+        let timeline_of_rank = Arc::clone(timeline);
+        let mut executor = LocalExecutor::start(blueprint.mesh, blueprint.steps_in_flight(), move |seat| {
+            build(&blueprint_of_rank, replica, seat, &timeline_of_rank, &|bytes| {
                 bar.reach(loaded.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
             })
             // The whole chain of causes on one line: a rank's thread reports plain text.
             .map_err(|error| format!("{error:#}"))
         })
         .context(NoModel)?;
+        if let Some(gpus) = &blueprint.gpus {
+            rehearsal::run(&mut executor, gpus.tunings(), blueprint.limits, blueprint.kv_cache)?;
+            timeline.end("kernels");
+        }
         let options = engine_options(&blueprint, files, args, replica)?;
         engines.push(Engine::start(options, Arc::clone(&files.tokenizer), Box::new(executor))?);
     }
@@ -140,6 +147,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     let (gigabytes, seconds) = (loaded.load(Ordering::Relaxed) as f64 / 1e9, timeline.seconds(WEIGHTS));
     tracing::info!("{gigabytes:.2} GB of weights in {seconds:.2} s, {:.1} GB/s", gigabytes / seconds);
     tracing::info!("{timeline}");
+    compare_with_plan(&blueprint)?;
     let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.replicas();
     let (threads, instructions) = (blueprint.threads_per_rank, Features::detect().describe());
     let device = match blueprint.gpus {
@@ -185,6 +193,7 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     };
     fit_context(&mut config, num_blocks * kind.block_size, args)?;
     Ok(Blueprint {
+        planned: plans.iter().map(|plan| plan.fixed_bytes() + plan.kv_bytes(num_blocks)).collect(),
         overlap: overlaps(args, &kind),
         gpus: kind.gpus,
         weights: Arc::clone(&files.weights),
@@ -221,8 +230,9 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
         });
     }
     let (dtype, weight_type) = gpu_types(files, model)?;
+    let measurements = args.measurements.clone().unwrap_or_else(|| model.hub.user_cache().join("phalanx"));
     Ok(Kind {
-        gpus: Some(Gpus::claim(mesh, args.replicas(), dtype)?),
+        gpus: Some(Gpus::claim(mesh, args.replicas(), dtype, &measurements)?),
         activation_dtype: dtype,
         kv_dtype: dtype,
         weight_type,
@@ -365,6 +375,22 @@ fn build(
     let rank = Rank::new(device, model, options).context("the KV cache does not fit")?;
     timeline.end("KV cache");
     Ok(rank)
+}
+
+/// Tells what the GPUs hold beside what was planned.
+fn compare_with_plan(blueprint: &Blueprint) -> Result<()> {
+    let Some(gpus) = &blueprint.gpus else { return Ok(()) };
+    for (gpu, (before, now)) in gpus.used()?.into_iter().enumerate() {
+        let planned = before + blueprint.planned[gpu % blueprint.planned.len()];
+        let percent = (now as f64 / planned as f64 - 1.0) * 100.0;
+        tracing::info!(
+            "GPU {gpu}: {} planned, {} used ({percent:+.2} %; {} before weights)",
+            gib(planned),
+            gib(now),
+            gib(before)
+        );
+    }
+    Ok(())
 }
 
 fn engine_options(

@@ -24,6 +24,7 @@ mod no_room;
 mod parse;
 mod plan;
 mod progress;
+mod rehearsal;
 mod serve;
 mod terminal;
 mod timeline;

@@ -1,7 +1,9 @@
 //! In the place of `gpu.rs` when the binary is built without the feature `cuda`: there are no GPUs.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
-use phalanx_device::{DType, Device};
+use phalanx_device::{DType, Device, Tunings};
 use phalanx_model::Place;
 use phalanx_worker::Mesh;
 
@@ -20,10 +22,20 @@ pub(crate) enum Gpus {}
 
 impl Gpus {
     /// Says what to do about it.
-    pub(crate) fn claim(_mesh: Mesh, _replicas: usize, _dtype: DType) -> Result<Self> {
+    pub(crate) fn claim(_mesh: Mesh, _replicas: usize, _dtype: DType, _measurements: &Path) -> Result<Self> {
         bail!(
             "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found"
         )
+    }
+
+    /// Never called.
+    pub(crate) fn tunings(&self) -> &Tunings {
+        match *self {}
+    }
+
+    /// Never called.
+    pub(crate) fn used(&self) -> Result<Vec<(usize, usize)>> {
+        match *self {}
     }
 
     /// Never called.

@@ -11,8 +11,10 @@ mod batch;
 mod kv_cache;
 mod local;
 mod rank;
+mod rehearsal;
 mod sampling;
 
 pub use kv_cache::KvCacheSpec;
 pub use local::{LocalExecutor, Mesh, Seat, StartError};
 pub use rank::{Rank, RankOptions};
+pub use rehearsal::{Scene, rehearse};

@@ -13,7 +13,7 @@ use crate::cuda::library;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Algorithm {
-    words: [u64; 8],
+    pub(crate) words: [u64; 8],
 }
 
 #[repr(C)]
@@ -243,7 +243,7 @@ impl CublasLt {
     }
 
     /// The algorithms the library would try, best first by its own guess.
-    pub(crate) fn proposals(&self, problem: &Problem, most: usize) -> Vec<Algorithm> {
+    pub(crate) fn proposals(&self, problem: &Problem, most: usize) -> Vec<[u64; 8]> {
         let nothing = Proposal {
             algorithm: Algorithm { words: [0; 8] },
             workspace_bytes: 0,
@@ -269,7 +269,11 @@ impl CublasLt {
             )
         };
         found.truncate(if status == 0 { count as usize } else { 0 });
-        found.iter().filter(|proposal| proposal.status == 0).map(|proposal| proposal.algorithm).collect()
+        found
+            .iter()
+            .filter(|proposal| proposal.status == 0)
+            .map(|proposal| proposal.algorithm.words)
+            .collect()
     }
 
     /// Starts a product.

@@ -1,14 +1,17 @@
-//! Which kernel multiplies: our own for a few tokens, the fastest of cuBLASLt's, timed at first use, for more.
+//! Which kernel multiplies: our own for a few tokens, the fastest of cuBLASLt's for more, as [`crate::tuning`] remembers;
+//! a product that nothing is known of takes the library's first guess.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::DeviceError;
 use crate::cuda::cublaslt::{Algorithm, CublasLt, Operands, Problem, Shape};
 use crate::cuda::kernels::{self, Element, Launch, SkinnyMatmulParams};
 use crate::cuda::runtime::{self, Event, Stream};
 use crate::tensor::Allocation;
+use crate::tuning::{Advice, Choice, Key, Tunings};
 
 /// cuBLASLt's recommendation for sm_90; also what is written between timings to empty the cache.
 const WORKSPACE_BYTES: usize = 64 << 20;
@@ -33,12 +36,6 @@ pub(crate) struct Product {
     pub(crate) weight: usize,
     /// F32, or 0.
     pub(crate) bias: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Choice {
-    Skinny,
-    Library(Algorithm),
 }
 
 /// Shapes with these in common share an algorithm: what is fast hardly changes within a bucket of tokens.
@@ -68,7 +65,14 @@ impl Bucket {
 pub(crate) struct Matmul {
     // Before the library: they are destroyed through it.
     problems: RefCell<HashMap<Shape, Problem>>,
+    /// As tuned, for good.
     choices: RefCell<HashMap<Bucket, Choice>>,
+    /// As guessed, when [`Tunings::changes`] was this.
+    guesses: RefCell<HashMap<Bucket, (u64, Choice)>>,
+    /// In place of choices that do not do a shape although it is in their bucket.
+    exceptions: RefCell<HashMap<Shape, Choice>>,
+    tunings: Arc<Tunings>,
+    machine: Arc<str>,
     library: Result<CublasLt, DeviceError>,
     workspace: Allocation,
     /// The bias in the compute type, as cuBLASLt wants it.
@@ -79,12 +83,24 @@ pub(crate) struct Matmul {
 }
 
 impl Matmul {
-    /// For this thread's device; without cuBLASLt everything goes through our own kernel.
-    pub(crate) fn new(ordinal: usize, element: Element, folders: &[PathBuf]) -> Result<Self, DeviceError> {
+    /// For this thread's device, a `kind` of GPU; without cuBLASLt everything goes through our own kernel.
+    pub(crate) fn new(
+        ordinal: usize,
+        kind: &str,
+        element: Element,
+        folders: &[PathBuf],
+        tunings: Arc<Tunings>,
+    ) -> Result<Self, DeviceError> {
+        let library = CublasLt::open(folders, WORKSPACE_BYTES);
+        let version = library.as_ref().map_or(0, CublasLt::version);
         Ok(Self {
             problems: RefCell::default(),
             choices: RefCell::default(),
-            library: CublasLt::open(folders, WORKSPACE_BYTES),
+            guesses: RefCell::default(),
+            exceptions: RefCell::default(),
+            tunings,
+            machine: format!("{kind}, cuBLASLt {version}").into(),
+            library,
             workspace: runtime::allocate(ordinal, WORKSPACE_BYTES)?,
             bias: runtime::allocate(ordinal, MAX_BIAS_ROWS * 4)?,
             start: Event::new(true)?,
@@ -101,7 +117,8 @@ impl Matmul {
         }
     }
 
-    /// Starts a product; the first of a bucket is timed with every candidate, which waits for the device.
+    /// Starts a product. Inside a window of [`Tunings`] the first of a bucket is timed with every candidate, which waits
+    /// for the device; otherwise nothing does.
     pub(crate) fn run(&self, product: &Product, launch: Launch, stream: &Stream) -> Result<(), DeviceError> {
         let shape = product.shape;
         let Ok(library) = &self.library else { return self.skinny(product, launch) };
@@ -118,24 +135,70 @@ impl Matmul {
             self.problems.borrow_mut().insert(shape, problem);
         }
         let problems = self.problems.borrow();
-        let problem = problems.get(&shape).expect("inserted above");
-        let known = self.choices.borrow().get(&Bucket::of(shape)).copied();
-        let choice = match known {
+        let at = Place { library, problem: &problems[&shape], product, launch, stream };
+        let exception = self.exceptions.borrow().get(&shape).copied();
+        let choice = match exception {
             Some(choice) => choice,
-            None => {
-                let choice = self.fastest(library, problem, product, launch, stream)?;
-                self.choices.borrow_mut().insert(Bucket::of(shape), choice);
-                choice
-            }
+            None => self.choice(&at)?,
         };
+        if self.start(&at, choice).is_ok() {
+            return Ok(());
+        }
+        // An algorithm of the bucket need not do every shape in it.
+        let candidates = library.proposals(at.problem, PROPOSALS).into_iter().map(Choice::Library);
+        let works = candidates.chain([Choice::Skinny]).find(|choice| self.start(&at, *choice).is_ok());
+        match works {
+            Some(choice) => self.exceptions.borrow_mut().insert(shape, choice),
+            None => return Err(DeviceError("no kernel does a product".to_owned())),
+        };
+        Ok(())
+    }
+
+    /// What multiplies a product of this bucket.
+    fn choice(&self, at: &Place<'_>) -> Result<Choice, DeviceError> {
+        let bucket = Bucket::of(at.product.shape);
+        if let Some(choice) = self.choices.borrow().get(&bucket) {
+            return Ok(*choice);
+        }
+        let changes = self.tunings.changes();
+        match self.guesses.borrow().get(&bucket) {
+            Some((guessed, choice)) if *guessed == changes => return Ok(*choice),
+            _ => {}
+        }
+        let key = self.key(bucket);
+        // Nothing can be waited for while a graph is captured.
+        match self.tunings.advise(&key, !at.stream.is_capturing()?) {
+            Advice::Take(choice) => {
+                self.choices.borrow_mut().insert(bucket, choice);
+                Ok(choice)
+            }
+            Advice::Time => {
+                let choice = self.fastest(at)?;
+                self.tunings.found(key, choice);
+                self.choices.borrow_mut().insert(bucket, choice);
+                Ok(choice)
+            }
+            Advice::Guess => {
+                let first = at.library.proposals(at.problem, 1).into_iter().next();
+                let choice = first.map_or(Choice::Skinny, Choice::Library);
+                self.guesses.borrow_mut().insert(bucket, (changes, choice));
+                Ok(choice)
+            }
+        }
+    }
+
+    fn key(&self, bucket: Bucket) -> Key {
+        let Bucket { tokens, rows, columns, out_is_float, biased } = bucket;
+        let (machine, dtype) = (Arc::clone(&self.machine), self.element.dtype());
+        Key { machine, dtype, tokens, rows, columns, out_is_float, biased }
+    }
+
+    /// Starts a product with a certain kernel.
+    fn start(&self, at: &Place<'_>, choice: Choice) -> Result<(), DeviceError> {
         match choice {
-            Choice::Skinny => self.skinny(product, launch),
-            Choice::Library(algorithm) => {
-                match library.matmul(problem, &algorithm, self.operands(product, launch)) {
-                    Ok(()) => Ok(()),
-                    // An algorithm of the bucket need not do every shape in it.
-                    Err(_) => self.first_that_works(library, problem, product, launch),
-                }
+            Choice::Skinny => self.skinny(at.product, at.launch),
+            Choice::Library(words) => {
+                at.library.matmul(at.problem, &Algorithm { words }, self.operands(at.product, at.launch))
             }
         }
     }
@@ -197,38 +260,16 @@ impl Matmul {
         runtime::check(code, "to convert a bias")
     }
 
-    fn first_that_works(
-        &self,
-        library: &CublasLt,
-        problem: &Problem,
-        product: &Product,
-        launch: Launch,
-    ) -> Result<(), DeviceError> {
-        for algorithm in library.proposals(problem, PROPOSALS) {
-            if library.matmul(problem, &algorithm, self.operands(product, launch)).is_ok() {
-                return Ok(());
-            }
-        }
-        self.skinny(product, launch)
-    }
-
     /// Times every candidate on the product at hand, the weight not in the cache: each writes the same result.
-    fn fastest(
-        &self,
-        library: &CublasLt,
-        problem: &Problem,
-        product: &Product,
-        launch: Launch,
-        stream: &Stream,
-    ) -> Result<Choice, DeviceError> {
+    fn fastest(&self, at: &Place<'_>) -> Result<Choice, DeviceError> {
         let mut candidates: Vec<Choice> =
-            library.proposals(problem, PROPOSALS).into_iter().map(Choice::Library).collect();
-        if product.shape.tokens <= MAYBE_SKINNY {
+            at.library.proposals(at.problem, PROPOSALS).into_iter().map(Choice::Library).collect();
+        if at.product.shape.tokens <= MAYBE_SKINNY {
             candidates.push(Choice::Skinny);
         }
         let mut best = (f32::INFINITY, Choice::Skinny);
         for candidate in candidates {
-            let us = self.time(library, problem, product, candidate, launch, stream)?;
+            let us = self.time(at, candidate)?;
             if us < best.0 {
                 best = (us, candidate);
             }
@@ -237,27 +278,13 @@ impl Matmul {
     }
 
     /// Microseconds, the least of three; infinite for an algorithm that does not do this shape.
-    #[expect(clippy::too_many_arguments, reason = "the private inner loop of `fastest`")]
-    fn time(
-        &self,
-        library: &CublasLt,
-        problem: &Problem,
-        product: &Product,
-        candidate: Choice,
-        launch: Launch,
-        stream: &Stream,
-    ) -> Result<f32, DeviceError> {
+    fn time(&self, at: &Place<'_>, candidate: Choice) -> Result<f32, DeviceError> {
         let mut least = f32::INFINITY;
         for _ in 0..3 {
-            stream.fill(self.workspace.address(), 0, WORKSPACE_BYTES)?;
-            self.start.record(stream)?;
-            let started = match &candidate {
-                Choice::Skinny => self.skinny(product, launch),
-                Choice::Library(algorithm) => {
-                    library.matmul(problem, algorithm, self.operands(product, launch))
-                }
-            };
-            self.end.record(stream)?;
+            at.stream.fill(self.workspace.address(), 0, WORKSPACE_BYTES)?;
+            self.start.record(at.stream)?;
+            let started = self.start(at, candidate);
+            self.end.record(at.stream)?;
             self.end.wait()?;
             if started.is_err() {
                 return Ok(f32::INFINITY);
@@ -266,4 +293,13 @@ impl Matmul {
         }
         Ok(least)
     }
+}
+
+/// A product on its way: what is multiplied, and where.
+struct Place<'a> {
+    library: &'a CublasLt,
+    problem: &'a Problem,
+    product: &'a Product,
+    launch: Launch,
+    stream: &'a Stream,
 }

@@ -44,6 +44,7 @@ use crate::noise::Noise;
 use crate::sampling::{SampleRow, SampledRow};
 use crate::source::RowSource;
 use crate::tensor::{Allocation, View, ViewMut};
+use crate::tuning::Tunings;
 
 /// How many GPUs there are.
 ///
@@ -51,6 +52,15 @@ use crate::tensor::{Allocation, View, ViewMut};
 /// There is no driver; says so.
 pub fn device_count() -> Result<usize, DeviceError> {
     runtime::device_count()
+}
+
+/// Bytes free and bytes there are on GPU `ordinal`, whoever holds the rest.
+///
+/// # Errors
+/// There is no such GPU, or it is lost.
+pub fn memory(ordinal: usize) -> Result<(usize, usize), DeviceError> {
+    runtime::use_device(ordinal)?;
+    runtime::memory()
 }
 
 /// Heads no wider than this have kernels.
@@ -111,6 +121,19 @@ impl Cuda {
     /// # Errors
     /// As [`Cuda::new`]. A missing cuBLASLt is no error: [`Backend::describe`] names it.
     pub fn with_libraries(ordinal: usize, dtype: DType, folders: &[PathBuf]) -> Result<Self, DeviceError> {
+        Self::with_tunings(ordinal, dtype, folders, Arc::new(Tunings::at_first_use()))
+    }
+
+    /// As [`Cuda::with_libraries`], multiplying as `tunings` says, which GPUs share.
+    ///
+    /// # Errors
+    /// As [`Cuda::with_libraries`].
+    pub fn with_tunings(
+        ordinal: usize,
+        dtype: DType,
+        folders: &[PathBuf],
+        tunings: Arc<Tunings>,
+    ) -> Result<Self, DeviceError> {
         let element = match dtype {
             DType::BF16 => Element::BF16,
             DType::F16 => Element::F16,
@@ -134,7 +157,8 @@ impl Cuda {
         }
         let multiprocessors = facts.multiprocessors as usize;
         let stream = Arc::new(Stream::new()?);
-        let matmul = Matmul::new(ordinal, element, folders)?;
+        let kind = format!("{}, {multiprocessors} multiprocessors", facts.name());
+        let matmul = Matmul::new(ordinal, &kind, element, folders, tunings)?;
         let description = describe(ordinal, &facts, element, &matmul);
         let cuda = Self {
             ordinal,
@@ -166,8 +190,7 @@ impl Cuda {
     /// # Errors
     /// The device is lost.
     pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
-        runtime::use_device(self.ordinal)?;
-        runtime::memory()
+        memory(self.ordinal)
     }
 
     /// Where to launch, on the thread at hand.

@@ -65,6 +65,7 @@ unsafe extern "C" {
     fn cudaEventElapsedTime(ms: *mut f32, start: usize, end: usize) -> c_int;
     fn cudaEventDestroy(event: usize) -> c_int;
     fn cudaStreamBeginCapture(stream: usize, mode: c_int) -> c_int;
+    fn cudaStreamIsCapturing(stream: usize, status: *mut c_int) -> c_int;
     fn cudaStreamEndCapture(stream: usize, graph: *mut usize) -> c_int;
     fn cudaGraphInstantiate(executable: *mut usize, graph: usize, flags: u64) -> c_int;
     fn cudaGraphDestroy(graph: usize) -> c_int;
@@ -339,6 +340,14 @@ impl Stream {
     pub(crate) fn fill(&self, to: usize, value: u8, bytes: usize) -> Result<(), DeviceError> {
         // SAFETY: callers pass an allocation's range.
         check(unsafe { cudaMemsetAsync(to, c_int::from(value), bytes, self.handle) }, "to fill memory")
+    }
+
+    /// A graph is being recorded.
+    pub(crate) fn is_capturing(&self) -> Result<bool, DeviceError> {
+        let mut status = 0;
+        // SAFETY: the handle is ours; writes one number.
+        check(unsafe { cudaStreamIsCapturing(self.handle, &mut status) }, "to tell about a graph")?;
+        Ok(status != 0)
     }
 
     /// Waits until everything in the stream is done.
