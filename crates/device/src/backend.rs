@@ -3,6 +3,7 @@
 use crate::DeviceError;
 use crate::batch::{BatchLayout, Plan};
 use crate::dtype::DType;
+use crate::graph::Graph;
 use crate::matrix::{Format, Matrix};
 use crate::noise::{Noise, NoiseRows};
 use crate::sampling::{SampleRow, SampledRow};
@@ -144,6 +145,21 @@ pub trait Backend: Send {
     /// Chooses a token below `vocab` for each row of `logits` F32 `[rows, at least vocab]`. Its id is written to `tokens`
     /// I32 `[rows, 1]`, for a step to come; everything about it comes with `collect`.
     fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>);
+
+    /// Records what `work` starts with `plan` instead of starting it. `work` was done before with the same shapes, so that
+    /// nothing in it has to wait. None where this back end records nothing, or not this plan.
+    ///
+    /// # Errors
+    /// Something in `work` cannot be recorded; nothing else has changed.
+    fn record(&self, _plan: &Plan, _work: &mut dyn FnMut()) -> Result<Option<Graph>, DeviceError> {
+        Ok(None)
+    }
+
+    /// Starts recorded work with the newest plan, `plan`: its rows, sequences and samples are as many as were recorded.
+    /// False, and nothing started, when it does not lie where the recorded one lay.
+    fn replay(&self, _graph: &Graph, _plan: &Plan) -> bool {
+        false
+    }
 
     /// Ends a step, without waiting for it: what its last `sample` chose waits to be collected.
     fn end_step(&self);

@@ -5,6 +5,7 @@ use crate::backend::{Backend, Heads, KvLayer};
 use crate::batch::{BatchLayout, Plan};
 use crate::collective::Collective;
 use crate::dtype::DType;
+use crate::graph::Graph;
 use crate::matrix::{Format, Matrix};
 use crate::noise::Noise;
 use crate::sampling::{SampleRow, SampledRow};
@@ -285,6 +286,20 @@ impl Device {
         assert!(0 < vocab && logits.view().dtype() == DType::F32, "F32 logits of some tokens");
         assert!(is_id_column(tokens.view()) && tokens.view().rows() == rows.len(), "a token a row");
         self.backend.sample(logits, vocab, rows, tokens);
+    }
+
+    /// See [`Backend::record`].
+    ///
+    /// # Errors
+    /// Something in `work` cannot be recorded; nothing else has changed.
+    pub fn record(&self, plan: &Plan, work: &mut dyn FnMut()) -> Result<Option<Graph>, DeviceError> {
+        self.backend.record(plan, work)
+    }
+
+    /// See [`Backend::replay`].
+    #[must_use]
+    pub fn replay(&self, graph: &Graph, plan: &Plan) -> bool {
+        self.backend.replay(graph, plan)
     }
 
     /// See [`Backend::end_step`].

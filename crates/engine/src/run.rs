@@ -104,6 +104,7 @@ impl Loop {
     }
 
     fn run(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
+        let mut since = Instant::now();
         loop {
             match self.take_commands(commands) {
                 Next::Continue => {}
@@ -111,7 +112,9 @@ impl Loop {
             }
             self.start_steps();
             if 0 < self.scheduler.steps_in_flight() {
-                self.finish_step()?;
+                // With overlap a step is under way meanwhile, which hides all of this.
+                tracing::trace!(us = since.elapsed().as_micros() as u64, "between steps");
+                self.finish_step(&mut since)?;
             }
         }
     }
@@ -205,10 +208,11 @@ impl Loop {
         assert!(!stuck, "the scheduler has work, but neither makes a step nor waits for one");
     }
 
-    /// Waits for the oldest step and takes in what it brought.
-    fn finish_step(&mut self) -> Result<(), String> {
+    /// Waits for the oldest step and takes in what it brought, noting when it came.
+    fn finish_step(&mut self, since: &mut Instant) -> Result<(), String> {
         let output = self.executor.wait().map_err(|error| error.to_string())?;
         let now = Instant::now();
+        *since = now;
         let updates = self.scheduler.complete(&output);
         let shared = Arc::clone(&self.shared);
         let mut published = shared.published();

@@ -177,6 +177,9 @@ pub(crate) struct EngineArgs {
     /// Do not reuse the KV cache of equal beginnings.
     #[arg(long)]
     pub(crate) no_enable_prefix_caching: bool,
+    /// Launch every operation of a step by itself, without CUDA graphs.
+    #[arg(long)]
+    pub(crate) enforce_eager: bool,
     /// Start a step before the ids of the step before are known. On by default on GPUs; a pipeline keeps its stages busy
     /// in another way.
     #[arg(long, overrides_with = "no_async_scheduling")]

@@ -16,7 +16,7 @@ use phalanx_model::{
     Limits, LoadOptions, MemoryRequest, Model, ModelConfig, WeightFormats, WeightType, Weights,
 };
 use phalanx_scheduler::SchedulerConfig;
-use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, RankOptions, Seat};
+use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, RankOptions, SCRATCH_BLOCKS, Seat};
 
 use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
@@ -105,6 +105,8 @@ struct Blueprint {
     overlap: bool,
     /// Bytes of each rank of a replica, stage after stage.
     planned: Vec<usize>,
+    /// Steps that decode are started from graphs.
+    graphs: bool,
 }
 
 impl Blueprint {
@@ -195,6 +197,7 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     Ok(Blueprint {
         planned: plans.iter().map(|plan| plan.fixed_bytes() + plan.kv_bytes(num_blocks)).collect(),
         overlap: overlaps(args, &kind),
+        graphs: kind.gpus.is_some() && !args.enforce_eager,
         gpus: kind.gpus,
         weights: Arc::clone(&files.weights),
         weight_type: kind.weight_type,
@@ -277,7 +280,8 @@ pub(crate) fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usi
 
 /// How many KV blocks the fullest GPU has room for: at least one, and the context when a certain one was asked for.
 fn gpu_blocks(attempt: &Attempt<'_>, args: &EngineArgs) -> Result<usize> {
-    let blocks = no_room::blocks(attempt.budget, attempt.margin, attempt.plans);
+    // Graphs need some beside the pool.
+    let blocks = no_room::blocks(attempt.budget, attempt.margin, attempt.plans).saturating_sub(SCRATCH_BLOCKS);
     let wanted = args.max_model_len.map_or(1, |_| attempt.config.max_model_len);
     match wanted <= blocks * attempt.request.block_size {
         true => Ok(blocks),
@@ -371,6 +375,7 @@ fn build(
         limits: blueprint.limits,
         vocab_size: blueprint.vocab_size,
         overlap: blueprint.overlap,
+        graphs: blueprint.graphs,
     };
     let rank = Rank::new(device, model, options).context("the KV cache does not fit")?;
     timeline.end("KV cache");

@@ -42,6 +42,22 @@ pub(crate) fn layout(chunks: &[Chunk], ids: Vec<i32>, block_size: usize) -> Batc
     layout
 }
 
+/// Adds sequences of one token that nobody asked for, so that there are `rows`; block `scratch` is all they have.
+pub(crate) fn fill_up(layout: &mut BatchLayout, rows: usize, scratch: usize) {
+    for row in layout.sequences()..rows {
+        if !layout.ids.is_empty() {
+            layout.ids.push(0);
+        }
+        layout.positions.push(0);
+        layout.slots.push(number(scratch * layout.block_size));
+        layout.query_starts.push(number(row + 1));
+        layout.context_lens.push(1);
+        layout.block_tables.push(number(scratch));
+        layout.block_tables.extend(std::iter::repeat_n(0, layout.blocks_per_row - 1));
+        layout.sample_rows.push(number(row));
+    }
+}
+
 /// A count or index in the width that kernels read.
 pub(crate) fn number(value: usize) -> i32 {
     i32::try_from(value).expect("a pool has fewer than 2^31 slots, and a vocabulary fewer tokens")
@@ -52,7 +68,7 @@ mod tests {
     use phalanx_device::BatchLayout;
     use phalanx_scheduler::step::{BlockId, Chunk, ChunkTokens, SequenceId};
 
-    use super::layout;
+    use super::{fill_up, layout};
 
     fn chunk(start: usize, len: usize, blocks: &[u32], sample: bool) -> Chunk {
         let tokens = if len == 0 { ChunkTokens::LastSampled } else { ChunkTokens::Given(vec![9; len]) };
@@ -92,6 +108,25 @@ mod tests {
             &[chunk(0, 1, &[5], true), chunk(4, 3, &[9, 8], false), chunk(3, 1, &[6], true)],
             ["0 4 5 6 3", "20 32 33 34 27", "0 1 4 5", "1 7 4", "5 0 9 8 6 0", "0 4"],
         );
+    }
+
+    #[test]
+    fn rows_that_fill_up_keep_to_their_block() {
+        let chunks = [chunk(4, 1, &[1, 0], true), chunk(2, 0, &[3], true)];
+        let mut filled = layout(&chunks, vec![50, -1], 4);
+        fill_up(&mut filled, 4, 9);
+        let expected = BatchLayout {
+            ids: vec![50, -1, 0, 0],
+            positions: vec![4, 2, 0, 0],
+            slots: vec![0, 14, 36, 36],
+            query_starts: vec![0, 1, 2, 3, 4],
+            context_lens: vec![5, 3, 1, 1],
+            block_tables: vec![1, 0, 3, 0, 9, 0, 9, 0],
+            blocks_per_row: 2,
+            block_size: 4,
+            sample_rows: vec![0, 1, 2, 3],
+        };
+        assert_eq!(filled, expected);
     }
 
     #[test]

@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod graphs;
 mod kv_cache;
 mod local;
 mod rank;
 mod rehearsal;
 mod sampling;
 
+pub use graphs::SCRATCH_BLOCKS;
 pub use kv_cache::KvCacheSpec;
 pub use local::{LocalExecutor, Mesh, Seat, StartError};
 pub use rank::{Rank, RankOptions};

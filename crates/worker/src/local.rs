@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use phalanx_device::collective::alone::Alone;
 use phalanx_device::collective::threads::{AbortHandle, ThreadGroup, group};
@@ -211,6 +211,8 @@ impl Line {
                 Err(panic) => return self.lost(&panic_text(&*panic)),
             }
         }
+        // Nobody waits for the steps under way any more, but the device still uses what is dropped now.
+        while rank.oldest().is_some() && rank.finish().is_ok() {}
     }
 
     fn obey(&self, rank: &mut Rank, order: Order) -> Result<(), DeviceError> {
@@ -219,7 +221,10 @@ impl Line {
                 if rank.must_finish_before(&step) {
                     self.finish(rank, u64::MAX)?;
                 }
+                let began = Instant::now();
                 rank.start(&step);
+                let us = began.elapsed().as_micros() as u64;
+                tracing::trace!(us, chunks = step.chunks.len(), "a step is under way");
             }
             Order::Finish(number) => self.finish(rank, number)?,
         }

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use phalanx_device::backend::KvLayer;
-use phalanx_device::{Arena, DType, Device, DeviceError, Tensor};
+use phalanx_device::{Arena, DType, Device, DeviceError, Plan, Tensor};
 use phalanx_model::{Forward, Limits, Model, Place};
 use phalanx_scheduler::step::{ChunkTokens, SequenceId, Step, StepOutput};
 
-use crate::batch::{layout, number};
+use crate::batch::{fill_up, layout, number};
+use crate::graphs::{Graphs, SCRATCH_BLOCKS, Size};
 use crate::kv_cache::{KvCacheSpec, allocate};
 use crate::sampling::Sampler;
 
@@ -18,7 +19,7 @@ const KEPT_STEPS: usize = 2;
 /// What a rank is made with, besides its device and model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankOptions {
-    /// The size of the KV cache.
+    /// The size of the KV cache: with graphs there are [`SCRATCH_BLOCKS`] more.
     pub kv_cache: KvCacheSpec,
     /// Those the model was loaded with.
     pub limits: Limits,
@@ -27,6 +28,8 @@ pub struct RankOptions {
     /// Steps may go on from ids that are not known yet ([`ChunkTokens::LastSampled`]): every rank of a replica without
     /// stages then samples for itself, so that no id has to travel.
     pub overlap: bool,
+    /// Steps that decode are filled up to one of few sizes, and started from graphs where the device records them.
+    pub graphs: bool,
 }
 
 /// A device with its shard of the model and its part of the KV cache.
@@ -48,6 +51,7 @@ pub struct Rank {
     options: RankOptions,
     /// Only on ranks that sample.
     sampler: Option<Sampler>,
+    graphs: Option<Graphs>,
     /// Steps that were started and not finished, oldest first.
     under_way: VecDeque<Arc<Step>>,
 }
@@ -59,18 +63,22 @@ impl Rank {
     /// The device has not that much memory.
     pub fn new(device: Device, model: Model, options: RankOptions) -> Result<Self, DeviceError> {
         let place = model.shards().place;
-        let kv = allocate(&device, model.shards(), options.kv_cache)?;
+        let mut kv_cache = options.kv_cache;
+        kv_cache.num_blocks += if options.graphs { SCRATCH_BLOCKS } else { 0 };
+        let kv = allocate(&device, model.shards(), kv_cache)?;
+        let Limits { max_tokens, max_samples, .. } = options.limits;
         let column = |rows| -> Result<Tensor, DeviceError> {
             let mut arena = device.arena(Arena::tensor_bytes(DType::I32, rows, 1))?;
             Ok(arena.tensor(DType::I32, rows, 1))
         };
-        let ids = column(options.limits.max_tokens)?;
-        let sampled = column(KEPT_STEPS * options.limits.max_samples)?;
+        let ids = column(max_tokens)?;
+        let sampled = column(KEPT_STEPS * max_samples)?;
         let for_itself = options.overlap && place.is_first_stage();
         let samples = place.is_last_stage() && (place.tensor_rank == 0 || for_itself);
         let sampler = samples.then(Sampler::default);
+        let graphs = options.graphs.then(|| Graphs::new(max_tokens.min(max_samples)));
         let under_way = VecDeque::new();
-        Ok(Self { device, model, kv, ids, sampled, place, options, sampler, under_way })
+        Ok(Self { device, model, kv, ids, sampled, place, options, sampler, graphs, under_way })
     }
 
     /// Where it stands.
@@ -106,11 +114,14 @@ impl Rank {
             sampler.start(step);
         }
         self.copy_blocks(step);
-        if !step.chunks.is_empty() {
-            self.compute(step);
-        }
+        let new = if step.chunks.is_empty() { None } else { self.compute(step) };
         self.device.end_step();
         self.under_way.push_back(Arc::clone(step));
+        if let Some((plan, size)) = new
+            && let (device, Some(graphs), mut work) = self.forward(&plan)
+        {
+            graphs.record(device, &plan, size, &mut work);
+        }
     }
 
     /// Waits for the oldest step under way; the output comes from tensor rank 0 of the last stage, from the others
@@ -141,29 +152,58 @@ impl Rank {
         }
     }
 
-    /// Starts the forward pass, and on ranks that sample sampling.
-    fn compute(&mut self, step: &Step) {
+    /// Starts the forward pass, and on ranks that sample sampling. A step that could be recorded comes back.
+    fn compute(&mut self, step: &Step) -> Option<(Plan, Size)> {
         let limits = self.options.limits;
+        let size = self.graphs.as_ref().and_then(|graphs| graphs.size_of(step));
         let ids = if self.place.is_first_stage() { self.token_ids(step) } else { Vec::new() };
-        let layout = layout(&step.chunks, ids, self.options.kv_cache.block_size);
-        let (tokens, samples) = (layout.tokens(), layout.sample_rows.len());
-        assert!(tokens <= limits.max_tokens, "a step computes no more tokens than there is room for");
+        let KvCacheSpec { block_size, num_blocks, .. } = self.options.kv_cache;
+        let mut layout = layout(&step.chunks, ids, block_size);
+        let samples = layout.sample_rows.len();
+        if let Some(size) = size {
+            fill_up(&mut layout, size.rows, num_blocks);
+        }
+        assert!(
+            layout.tokens() <= limits.max_tokens,
+            "a step computes no more tokens than there is room for"
+        );
         assert!(samples <= limits.max_samples, "a step samples no more rows than there is room for");
         let plan = self.device.plan(layout, self.model.shards().heads);
-        if self.place.is_first_stage() {
-            let ids = self.ids.view_mut().slice_rows(0..tokens);
-            self.device.token_ids(ids, &plan, self.sampled.view());
+        let (device, graphs, mut work) = self.forward(&plan);
+        let replayed = match (graphs, size) {
+            (Some(graphs), Some(size)) => graphs.replay(device, &plan, size),
+            _ => false,
+        };
+        if !replayed {
+            work();
         }
-        let ids = self.ids.view().slice_rows(0..tokens);
-        let cx = Forward { device: &self.device, plan: &plan, ids };
-        let logits = self.model.forward(&cx, &mut self.kv);
-        if let (Some(sampler), Some(logits)) = (&mut self.sampler, logits) {
+        drop(work);
+        if let Some(sampler) = self.sampler.as_mut().filter(|_| 0 < samples) {
             let rows = sampler.rows(step);
             let first = first_place(step.number, limits);
             let tokens = self.sampled.view_mut().slice_rows(first..first + samples);
+            let logits = self.model.logits(samples);
             self.device.sample(logits, self.options.vocab_size, &rows, tokens);
             sampler.give_back(step, rows);
         }
+        size.filter(|_| !replayed).map(|size| (plan, size))
+    }
+
+    /// The forward pass of `plan`, to be carried out or recorded, with the device and the graphs it may be recorded in.
+    fn forward<'a>(
+        &'a mut self,
+        plan: &'a Plan,
+    ) -> (&'a Device, Option<&'a mut Graphs>, impl FnMut() + use<'a>) {
+        let Self { device, model, kv, ids, sampled, place, graphs, .. } = self;
+        let (device, place, tokens) = (&*device, *place, plan.layout.tokens());
+        let work = move || {
+            if place.is_first_stage() {
+                device.token_ids(ids.view_mut().slice_rows(0..tokens), plan, sampled.view());
+            }
+            let cx = Forward { device, plan, ids: ids.view().slice_rows(0..tokens) };
+            let _logits = model.forward(&cx, kv);
+        };
+        (device, graphs.as_mut(), work)
     }
 
     /// The ids of the step's tokens, as [`phalanx_device::BatchLayout::ids`] wants them.

@@ -5,6 +5,7 @@
 
 pub mod card;
 mod cublaslt;
+mod graphs;
 mod items;
 mod kernels;
 pub mod libraries;
@@ -39,6 +40,7 @@ use crate::cuda::runtime::Stream;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::steps::{Offsets, Steps};
 use crate::dtype::DType;
+use crate::graph::Graph;
 use crate::matrix::{Format, Matrix};
 use crate::noise::Noise;
 use crate::sampling::{SampleRow, SampledRow};
@@ -473,6 +475,14 @@ impl Backend for Cuda {
         let at = (self.launch(), &*self.stream);
         let sampled = self.sampler.borrow_mut().now().sample(logits.view(), vocab, rows, tokens.view(), at);
         self.note(sampled);
+    }
+
+    fn record(&self, plan: &Plan, work: &mut dyn FnMut()) -> Result<Option<Graph>, DeviceError> {
+        self.record_graph(plan, work)
+    }
+
+    fn replay(&self, graph: &Graph, plan: &Plan) -> bool {
+        self.replay_graph(graph, plan)
     }
 
     fn end_step(&self) {

@@ -70,6 +70,7 @@ unsafe extern "C" {
     fn cudaGraphInstantiate(executable: *mut usize, graph: usize, flags: u64) -> c_int;
     fn cudaGraphDestroy(graph: usize) -> c_int;
     fn cudaGraphLaunch(executable: usize, stream: usize) -> c_int;
+    fn cudaGraphUpload(executable: usize, stream: usize) -> c_int;
     fn cudaGraphExecDestroy(executable: usize) -> c_int;
     fn cudaDeviceGetPCIBusId(text: *mut c_char, bytes: c_int, ordinal: c_int) -> c_int;
     fn cudaDeviceCanAccessPeer(can: *mut c_int, ordinal: c_int, peer: c_int) -> c_int;
@@ -426,12 +427,21 @@ impl Graph {
         unsafe {
             check(cudaStreamBeginCapture(stream.handle, THREAD_LOCAL), "to begin a graph")?;
             work();
-            check(cudaStreamEndCapture(stream.handle, &mut graph), "to end a graph")?;
+            let ended = check(cudaStreamEndCapture(stream.handle, &mut graph), "to end a graph");
+            // A call that may not be recorded leaves its error behind, too.
+            cudaGetLastError();
+            ended?;
             let made = check(cudaGraphInstantiate(&mut executable, graph, 0), "to make a graph");
             cudaGraphDestroy(graph);
             made?;
         }
         Ok(Self { executable })
+    }
+
+    /// Brings it to the device before it is first started.
+    pub(crate) fn upload(&self, stream: &Stream) -> Result<(), DeviceError> {
+        // SAFETY: both handles are live.
+        check(unsafe { cudaGraphUpload(self.executable, stream.handle) }, "to take a graph")
     }
 
     /// Starts the recorded work; the memory it was recorded with must still be there.

@@ -119,6 +119,11 @@ impl Steps {
         Ok(DevicePlan { arrays, heads, many, few: items.len() - many })
     }
 
+    /// The arrays lie where those of nearly every step lie.
+    pub(crate) fn is_usual(&self, arrays: usize) -> bool {
+        arrays == self.usual.address()
+    }
+
     /// Memory of the device for so many words.
     fn room(&mut self, words: usize, stream: &Stream) -> Result<Allocation, DeviceError> {
         if words <= USUAL_WORDS {

@@ -41,7 +41,7 @@ pub(crate) fn weights() -> Arc<Weights> {
 pub(crate) enum Pace {
     /// Operations are done when they return.
     AtOnce,
-    /// Steps are under way until they are waited for.
+    /// As a GPU: steps are under way until they are waited for, and filled up to some size.
     Late,
 }
 
@@ -64,7 +64,8 @@ pub(crate) fn rank(
     let model = model.map_err(|error| error.to_string())?;
     let &SchedulerConfig { num_blocks, block_size, overlap, .. } = config;
     let kv_cache = KvCacheSpec { dtype: DType::F32, num_blocks, block_size };
-    let options = RankOptions { kv_cache, limits, vocab_size: VOCAB, overlap };
+    let graphs = pace == Pace::Late;
+    let options = RankOptions { kv_cache, limits, vocab_size: VOCAB, overlap, graphs };
     Rank::new(device, model, options).map_err(|error| error.to_string())
 }
 

@@ -41,12 +41,12 @@ pub(super) fn run(bench: &mut Bench<'_>) {
 }
 
 /// Sequences of (computed before, tokens in this step), in blocks dealt out in random order.
-struct Paged {
-    layout: BatchLayout,
-    num_blocks: usize,
+pub(super) struct Paged {
+    pub(super) layout: BatchLayout,
+    pub(super) num_blocks: usize,
 }
 
-fn paged(bench: &mut Bench<'_>, sequences: &[(usize, usize)], block_size: usize) -> Paged {
+pub(super) fn paged(bench: &mut Bench<'_>, sequences: &[(usize, usize)], block_size: usize) -> Paged {
     let lengths: Vec<usize> = sequences.iter().map(|(computed, tokens)| computed + tokens).collect();
     let blocks_per_row = lengths.iter().map(|length| length.div_ceil(block_size)).max().unwrap_or(0) + 1;
     let mut layout =
@@ -77,12 +77,18 @@ fn paged(bench: &mut Bench<'_>, sequences: &[(usize, usize)], block_size: usize)
 }
 
 /// A pool of random keys and values on both devices.
-struct Pool {
-    cuda: KvLayer,
-    reference: KvLayer,
+pub(super) struct Pool {
+    pub(super) cuda: KvLayer,
+    pub(super) reference: KvLayer,
 }
 
-fn pool(bench: &mut Bench<'_>, heads: Heads, num_blocks: usize, block_size: usize, loud: &[usize]) -> Pool {
+pub(super) fn pool(
+    bench: &mut Bench<'_>,
+    heads: Heads,
+    num_blocks: usize,
+    block_size: usize,
+    loud: &[usize],
+) -> Pool {
     let dtype = bench.cuda.activation_dtype();
     let rows = num_blocks * heads.num_kv_heads * block_size;
     let keys = bench.activations(rows, heads.head_dim);
