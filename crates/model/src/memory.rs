@@ -161,7 +161,7 @@ pub fn kv_shape(shards: &Shards) -> (usize, usize, usize) {
 }
 
 /// How a device lays matrices out: row after row, but for the CPU, the one device that computes in F32.
-fn matrix_bytes(on_cpu: bool) -> MatrixBytes {
+pub(crate) fn matrix_bytes(on_cpu: bool) -> MatrixBytes {
     match on_cpu {
         true => matmul::packed_bytes,
         false => |format, rows, columns| rows * format.row_bytes(columns),

@@ -1,5 +1,7 @@
 //! What any machine must read and multiply to run a model: the sizes that limits are computed from.
 
+use phalanx_device::DType;
+
 use crate::architectures::spec::rank_spec;
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -37,7 +39,9 @@ pub fn work(config: &ModelConfig, request: &MemoryRequest<'_>) -> Result<Work, L
         linear.iter().flat_map(|linear| &linear.0).map(elements).sum::<usize>()
     });
     let gathered = spec.embedding.filter(|_| !config.tie_word_embeddings);
-    let gathered_bytes = gathered.map_or(0, |piece| LinearSpec(vec![piece]).bytes(&request.formats));
+    let matrix_bytes = memory::matrix_bytes(request.activation_dtype == DType::F32);
+    let gathered_bytes =
+        gathered.map_or(0, |piece| LinearSpec(vec![piece]).bytes(&request.formats, matrix_bytes));
     Ok(Work {
         weights_bytes: plan.weights_bytes - gathered_bytes,
         layer_elements: layer_elements.sum(),

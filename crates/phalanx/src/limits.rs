@@ -24,7 +24,7 @@ pub(crate) fn measure(model: &ModelArgs, args: &EngineArgs) -> Result<Vec<Device
         DtypeArg::Half => (DType::F16, Format::F16),
         _ => (DType::BF16, Format::BF16),
     };
-    let ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size;
+    let ranks = args.tensor_size() * args.num_stages() * args.replicas();
     std::thread::scope(|scope| {
         let one = |ordinal: usize| -> Result<DeviceLimits> {
             let limits = measure_device(&gpu::alone(ordinal, dtype)?, format, Extent::GPU)
