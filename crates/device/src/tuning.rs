@@ -114,6 +114,12 @@ impl Tunings {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A window was opened and not closed yet, whether or not its time is over.
+    #[must_use]
+    pub fn is_window_open(&self) -> bool {
+        matches!(self.lock().window, Window::Until(_))
+    }
+
     /// Nothing is timed any more.
     pub fn close_window(&self) {
         self.lock().window = Window::Closed;

@@ -1,5 +1,6 @@
 //! Puts a model, a mesh of ranks and an engine together, sized before anything is loaded.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::available_parallelism;
@@ -124,19 +125,17 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     let timeline = &files.timeline;
     let loaded = Arc::new(AtomicU64::new(0));
     bar.begin("loading weights", (blueprint.weights.bytes() * args.replicas()) as u64);
+    let executors = std::thread::scope(|scope| {
+        let (blueprint, bar, loaded) = (&blueprint, &bar, &loaded);
+        let replicas: Vec<_> = (0..args.replicas())
+            .map(|replica| scope.spawn(move || executor(blueprint, replica, timeline, bar, loaded)))
+            .collect();
+        let started =
+            replicas.into_iter().map(|replica| replica.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        started.collect::<Result<Vec<_>>>()
+    })?;
     let mut engines = Vec::new();
-    for replica in 0..args.replicas() {
-        let (blueprint_of_rank, bar, loaded) =
-            (Arc::clone(&blueprint), Arc::clone(&bar), Arc::clone(&loaded));
-        let timeline_of_rank = Arc::clone(timeline);
-        let mut executor = LocalExecutor::start(blueprint.mesh, blueprint.steps_in_flight(), move |seat| {
-            build(&blueprint_of_rank, replica, seat, &timeline_of_rank, &|bytes| {
-                bar.reach(loaded.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
-            })
-            // The whole chain of causes on one line: a rank's thread reports plain text.
-            .map_err(|error| format!("{error:#}"))
-        })
-        .context(NoModel)?;
+    for (replica, mut executor) in executors.into_iter().enumerate() {
         if let Some(gpus) = &blueprint.gpus {
             rehearsal::run(&mut executor, gpus.tunings(), blueprint.limits, blueprint.kv_cache)?;
             timeline.end("kernels");
@@ -158,6 +157,26 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     };
     let (sizes, on_gpus) = (blueprint.sizes.clone(), blueprint.gpus.is_some());
     Ok(Launched { router: Router::new(engines), device, on_gpus, sizes })
+}
+
+/// The ranks of one replica, loaded.
+fn executor(
+    blueprint: &Arc<Blueprint>,
+    replica: usize,
+    timeline: &Arc<Timeline>,
+    bar: &Arc<Bar>,
+    loaded: &Arc<AtomicU64>,
+) -> Result<LocalExecutor> {
+    let (blueprint_of_rank, timeline) = (Arc::clone(blueprint), Arc::clone(timeline));
+    let (bar, loaded) = (Arc::clone(bar), Arc::clone(loaded));
+    LocalExecutor::start(blueprint.mesh, blueprint.steps_in_flight(), move |seat| {
+        build(&blueprint_of_rank, replica, seat, &timeline, &|bytes| {
+            bar.reach(loaded.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
+        })
+        // The whole chain of causes on one line: a rank's thread reports plain text.
+        .map_err(|error| format!("{error:#}"))
+    })
+    .context(NoModel)
 }
 
 /// Decides sizes; nothing is loaded yet.

@@ -21,23 +21,33 @@ pub(crate) fn run(
     limits: Limits,
     kv_cache: KvCacheSpec,
 ) -> Result<()> {
-    let few = scenes(&[1, 8, 16, 32, 64, 128, 256], &[limits.max_tokens], limits, kv_cache);
+    let mut play = |batches: &[usize], chunks: &[usize]| {
+        rehearse(executor, &scenes(batches, chunks, limits, kv_cache), kv_cache.block_size)
+    };
+    // The longest chunk is tuned last: when its products are known, all are.
     let guessed_before = tunings.guessed();
-    rehearse(executor, &few, kv_cache.block_size)?;
-    if tunings.guessed() == guessed_before {
-        return Ok(());
+    play(&[], &[limits.max_tokens])?;
+    if tunings.guessed() != guessed_before {
+        // Decode steps first: should the time be over early, prompts' products are tuned at the next start.
+        let batches: Vec<usize> = (8..=64).step_by(8).chain((96..=256).step_by(32)).collect();
+        let chunks: Vec<usize> = (384..=1024)
+            .step_by(128)
+            .chain((11..).map(|power| 1 << power).take_while(|tokens| *tokens < limits.max_tokens))
+            .chain([limits.max_tokens])
+            .collect();
+        tunings.open_window(TUNING_TIME);
+        let tuned = play(&batches, &chunks);
+        tunings.close_window();
+        tuned?;
+        tell(tunings);
     }
-    // Decode steps first: should the time be over early, prompts' products are tuned at the next start.
-    let many: Vec<usize> = (8..=64).step_by(8).chain((96..=256).step_by(32)).collect();
-    let chunks: Vec<usize> = (384..=1024)
-        .step_by(128)
-        .chain((11..).map(|power| 1 << power).take_while(|tokens| *tokens < limits.max_tokens))
-        .chain([limits.max_tokens])
-        .collect();
-    tunings.open_window(TUNING_TIME);
-    let rehearsed = rehearse(executor, &scenes(&many, &chunks, limits, kv_cache), kv_cache.block_size);
-    tunings.close_window();
-    rehearsed?;
+    // Now that every choice stands, graphs are recorded of what many requests will want first.
+    play(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[])?;
+    Ok(())
+}
+
+/// Says what came of tuning, and keeps it.
+fn tell(tunings: &Tunings) {
     let left = tunings.guessed();
     if 0 < left {
         tracing::info!("{left} matrix products are guessed, not timed, until the next start");
@@ -46,7 +56,6 @@ pub(crate) fn run(
         Ok(found) => tracing::info!("{found} matrix products were timed, for this start and the next ones"),
         Err(error) => tracing::warn!("{error}"),
     }
-    Ok(())
 }
 
 /// Steps of `batches` sequences that decode, then steps of a prompt's chunk of `chunks` tokens, as far as there is room.

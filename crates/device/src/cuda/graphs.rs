@@ -28,7 +28,9 @@ impl Cuda {
         let (arrays, offsets) = device_plan(plan);
         // Items of many rows are launched by how many there are.
         let few = plan.device.as_ref().is_some_and(|planned| planned.many == 0);
-        if !few || !self.steps.borrow().is_usual(arrays) || self.fault.borrow().is_some() {
+        // A graph keeps its kernels for good: none is recorded while they are being chosen.
+        let choosing = self.matmul.is_choosing();
+        if choosing || !few || !self.steps.borrow().is_usual(arrays) || self.fault.borrow().is_some() {
             return Ok(None);
         }
         self.launch();

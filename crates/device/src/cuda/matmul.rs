@@ -109,6 +109,11 @@ impl Matmul {
         })
     }
 
+    /// Products are being timed: another choice may stand in a moment.
+    pub(crate) fn is_choosing(&self) -> bool {
+        self.tunings.is_window_open()
+    }
+
     /// For people: which library is used, or why none.
     pub(crate) fn describe(&self) -> String {
         match &self.library {
