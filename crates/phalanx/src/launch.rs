@@ -300,7 +300,8 @@ pub(crate) fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usi
 /// How many KV blocks the fullest GPU has room for: at least one, and the context when a certain one was asked for.
 fn gpu_blocks(attempt: &Attempt<'_>, args: &EngineArgs) -> Result<usize> {
     // Graphs need some beside the pool.
-    let blocks = no_room::blocks(attempt.budget, attempt.margin, attempt.plans).saturating_sub(SCRATCH_BLOCKS);
+    let blocks =
+        no_room::blocks(attempt.budget, attempt.margin, attempt.plans).saturating_sub(SCRATCH_BLOCKS);
     let wanted = args.max_model_len.map_or(1, |_| attempt.config.max_model_len);
     match wanted <= blocks * attempt.request.block_size {
         true => Ok(blocks),
