@@ -14,11 +14,39 @@ use phalanx_scheduler::step::TokenId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct BlockName(u64);
 
+/// Names blocks. Long prompts take a while, so it stands beside the record that all submissions share.
+#[derive(Clone, Debug)]
+pub(crate) struct Namer {
+    key: RandomState,
+    block_size: usize,
+}
+
+impl Namer {
+    pub(crate) fn new(block_size: usize) -> Self {
+        assert!(0 < block_size, "a block has tokens");
+        Self { key: RandomState::new(), block_size }
+    }
+
+    /// The names of the full blocks of `prompt`, first to last. Different salts share none.
+    pub(crate) fn names(&self, prompt: &[TokenId], salt: Option<&str>) -> Vec<BlockName> {
+        let mut name = self.key.hash_one(salt);
+        let full = prompt.chunks_exact(self.block_size);
+        full.map(|block| {
+            name = self.key.hash_one((name, block));
+            BlockName(name)
+        })
+        .collect()
+    }
+
+    /// The tokens of so many blocks.
+    pub(crate) fn tokens(&self, blocks: usize) -> usize {
+        blocks * self.block_size
+    }
+}
+
 /// What the engines of one router are thought to hold.
 #[derive(Debug)]
 pub(crate) struct Known {
-    key: RandomState,
-    block_size: usize,
     engines: Vec<Blocks>,
 }
 
@@ -33,31 +61,15 @@ struct Blocks {
 }
 
 impl Known {
-    /// `pools` says how many blocks of `block_size` tokens each engine has; 0 for one without a prefix cache.
-    pub(crate) fn new(block_size: usize, pools: &[usize]) -> Self {
-        assert!(0 < block_size, "a block has tokens");
-        Self {
-            key: RandomState::new(),
-            block_size,
-            engines: pools.iter().map(|most| Blocks::new(*most)).collect(),
-        }
+    /// `pools` says how many blocks each engine has; 0 for one without a prefix cache.
+    pub(crate) fn new(pools: &[usize]) -> Self {
+        Self { engines: pools.iter().map(|most| Blocks::new(*most)).collect() }
     }
 
-    /// The names of the full blocks of `prompt`, first to last. Different salts share none.
-    pub(crate) fn names(&self, prompt: &[TokenId], salt: Option<&str>) -> Vec<BlockName> {
-        let mut name = self.key.hash_one(salt);
-        let full = prompt.chunks_exact(self.block_size);
-        full.map(|block| {
-            name = self.key.hash_one((name, block));
-            BlockName(name)
-        })
-        .collect()
-    }
-
-    /// How many tokens of such a prompt `engine` need not compute.
-    pub(crate) fn tokens(&self, engine: usize, names: &[BlockName]) -> usize {
+    /// How many of a prompt's blocks `engine` need not compute.
+    pub(crate) fn blocks(&self, engine: usize, names: &[BlockName]) -> usize {
         let used_at = &self.engines[engine].used_at;
-        names.iter().take_while(|name| used_at.contains_key(*name)).count() * self.block_size
+        names.iter().take_while(|name| used_at.contains_key(*name)).count()
     }
 
     /// Notes that `engine` is about to have computed these blocks.
@@ -102,51 +114,50 @@ mod tests {
 
     #[test]
     fn the_longest_known_beginning_counts() {
-        let mut known = Known::new(4, &[100, 100]);
+        let (namer, mut known) = (Namer::new(4), Known::new(&[100, 100]));
         let prompt: Vec<TokenId> = (0..18).collect();
-        let names = known.names(&prompt, None);
+        let names = namer.names(&prompt, None);
         assert_eq!(names.len(), 4, "the fifth block is not full");
         known.note(1, &names[..3]);
-        assert_eq!((known.tokens(0, &names), known.tokens(1, &names)), (0, 12));
+        assert_eq!((known.blocks(0, &names), known.blocks(1, &names)), (0, 3));
         let other = [&prompt[..7], &[99], &prompt[8..]].concat();
         assert_eq!(
-            known.tokens(1, &known.names(&other, None)),
-            4,
+            known.blocks(1, &namer.names(&other, None)),
+            1,
             "blocks behind a difference are different"
         );
     }
 
     #[test]
     fn salts_share_nothing() {
-        let mut known = Known::new(2, &[100]);
-        let names = known.names(&[1, 2, 3, 4], Some("mine"));
+        let (namer, mut known) = (Namer::new(2), Known::new(&[100]));
+        let names = namer.names(&[1, 2, 3, 4], Some("mine"));
         known.note(0, &names);
-        assert_eq!(known.tokens(0, &known.names(&[1, 2, 3, 4], Some("mine"))), 4);
+        assert_eq!(known.blocks(0, &namer.names(&[1, 2, 3, 4], Some("mine"))), 2);
         for salt in [None, Some(""), Some("theirs")] {
-            assert_eq!(known.tokens(0, &known.names(&[1, 2, 3, 4], salt)), 0);
+            assert_eq!(known.blocks(0, &namer.names(&[1, 2, 3, 4], salt)), 0);
         }
     }
 
     #[test]
     fn it_holds_no_more_than_a_pool_and_drops_ends_before_beginnings() {
-        let mut known = Known::new(1, &[8]);
-        let prompt = |first: TokenId, len: usize| [vec![first], vec![7; len - 1]].concat();
-        let (a, b) = (known.names(&prompt(1, 6), None), known.names(&prompt(2, 5), None));
+        let (namer, mut known) = (Namer::new(1), Known::new(&[8]));
+        let names = |first: TokenId, len: usize| namer.names(&[vec![first], vec![7; len - 1]].concat(), None);
+        let (a, b) = (names(1, 6), names(2, 5));
         known.note(0, &a);
         known.note(0, &b);
-        assert_eq!((known.tokens(0, &a), known.tokens(0, &b)), (3, 5));
+        assert_eq!((known.blocks(0, &a), known.blocks(0, &b)), (3, 5));
         // Longer than the pool: its beginning.
-        let long = known.names(&prompt(3, 20), None);
+        let long = names(3, 20);
         known.note(0, &long);
-        assert_eq!((known.tokens(0, &long), known.tokens(0, &a)), (8, 0));
+        assert_eq!((known.blocks(0, &long), known.blocks(0, &a)), (8, 0));
         for turn in 0..1000 {
             known.note(0, if turn % 2 == 0 { &a } else { &b });
             let (blocks, entries) = known.len(0);
             assert!(blocks <= 8 && entries <= 40, "{blocks} blocks, {entries} entries");
         }
-        let mut none = Known::new(1, &[0]);
-        let names = none.names(&[1, 2], None);
-        none.note(0, &names);
-        assert_eq!(none.tokens(0, &names), 0);
+        let mut none = Known::new(&[0]);
+        none.note(0, &a);
+        assert_eq!(none.blocks(0, &a), 0);
     }
 }

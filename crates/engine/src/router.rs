@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::handle::EngineHandle;
-use crate::known::{BlockName, Known};
+use crate::known::{BlockName, Known, Namer};
 use crate::output::RequestError;
 use crate::request::Request;
 use crate::shared::Health;
@@ -19,6 +19,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(30);
 pub struct Router {
     engines: Vec<EngineHandle>,
     stuck_after: Duration,
+    namer: Namer,
     known: Arc<Mutex<Known>>,
 }
 
@@ -70,8 +71,8 @@ impl Router {
         // One engine has no choice to be remembered.
         let pool = |engine: &EngineHandle| if engines.len() < 2 { 0 } else { engine.prefix_blocks() };
         let pools: Vec<usize> = engines.iter().map(pool).collect();
-        let known = Known::new(engines[0].block_size(), &pools);
-        Self { engines, stuck_after: STUCK_AFTER, known: Arc::new(Mutex::new(known)) }
+        let (namer, known) = (Namer::new(engines[0].block_size()), Known::new(&pools));
+        Self { engines, stuck_after: STUCK_AFTER, namer, known: Arc::new(Mutex::new(known)) }
     }
 
     /// The same, with engines taken for stuck when a step of theirs has been out for longer than `stuck_after`.
@@ -95,7 +96,11 @@ impl Router {
     pub fn submit(&self, request: Request) -> Result<EventStream, RequestError> {
         let names = match self.engines.len() {
             1 => Vec::new(),
-            _ => self.known().names(&request.prompt, request.cache_salt.as_deref()),
+            // What is longer than a sequence may be is refused in a moment, and not worth names.
+            _ => {
+                let named = request.prompt.len().min(self.max_model_len());
+                self.namer.names(&request.prompt[..named], request.cache_salt.as_deref())
+            }
         };
         let order = order(request.prompt.len(), &self.candidates(&names));
         // With no engine alive the first one says why.
@@ -125,7 +130,7 @@ impl Router {
         let candidate = |engine: usize| Candidate {
             engine,
             outstanding_tokens: self.engines[engine].outstanding_tokens(),
-            known_tokens: known.tokens(engine, names),
+            known_tokens: self.namer.tokens(known.blocks(engine, names)),
             routed_requests: self.engines[engine].routed_requests(),
         };
         usable(&healths, self.stuck_after).into_iter().map(candidate).collect()
@@ -223,6 +228,7 @@ mod tests {
 
     /// Engines of a simulation: what runs on each, and the record over them.
     struct World {
+        namer: Namer,
         known: Known,
         running: Vec<Vec<usize>>,
         routed: Vec<u64>,
@@ -232,7 +238,8 @@ mod tests {
     impl World {
         fn new(engines: usize, pool: usize) -> Self {
             Self {
-                known: Known::new(16, &vec![pool; engines]),
+                namer: Namer::new(16),
+                known: Known::new(&vec![pool; engines]),
                 running: vec![Vec::new(); engines],
                 routed: vec![0; engines],
                 dead: None,
@@ -245,11 +252,11 @@ mod tests {
 
         /// Routes a prompt and returns its engine.
         fn route(&mut self, prompt: &[TokenId], answer_len: usize) -> usize {
-            let names = self.known.names(prompt, None);
+            let names = self.namer.names(prompt, None);
             let alive = (0..self.running.len()).filter(|engine| Some(*engine) != self.dead);
             let candidates: Vec<_> = alive
                 .map(|engine| {
-                    let known = self.known.tokens(engine, &names);
+                    let known = self.namer.tokens(self.known.blocks(engine, &names));
                     candidate(engine, self.load(engine), known, self.routed[engine])
                 })
                 .collect();

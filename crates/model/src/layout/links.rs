@@ -58,16 +58,16 @@ impl Links {
         latency_us * 1e-6 + bytes / (self.bandwidth * share)
     }
 
-    /// Each rank sends its part to all others twice: once to be added, once as a sum. Where they do not have a link
-    /// for every pair, all of that shares the way through the host.
+    /// With a link for every pair each rank sends its part to all others twice, once to be added and once as a sum.
+    /// Without, what every pair has to say to each other takes turns on the way through the host.
     fn predicted(&self, ranks: usize, bytes: f64) -> f64 {
         let (latency_us, share) = self.quality(ranks);
         let (size, others) = (ranks as f64, (ranks - 1) as f64);
         let (bandwidth, turns) = match self.wiring {
             Wiring::NvLink => (self.bandwidth, 2.0 * others / size),
             Wiring::Bridge if ranks == 2 => (self.bandwidth, 1.0),
-            Wiring::Bridge => (PCIE_BANDWIDTH, others),
-            Wiring::Pcie | Wiring::Host => (self.bandwidth, others),
+            Wiring::Bridge => (PCIE_BANDWIDTH, size * others / 2.0),
+            Wiring::Pcie | Wiring::Host => (self.bandwidth, size * others / 2.0),
         };
         latency_us * 1e-6 + turns * bytes / (bandwidth * share)
     }
@@ -128,6 +128,27 @@ mod tests {
             let predicted = links(Vec::new()).all_reduce_seconds(2, bytes as f64) * 1e6;
             let ratio = predicted / us;
             assert!((0.75..1.25).contains(&ratio), "{bytes} bytes: {predicted} us for {us}");
+        }
+    }
+
+    /// NCCL 2.27 between L40S without NVLink (`ai-dynamo/aiconfigurator`, `systems/data/l40s`): bytes, then microseconds
+    /// between two and among four.
+    const L40S: [(usize, f64, f64); 5] = [
+        (8 << 10, 8.1, 13.0),
+        (128 << 10, 18.8, 58.0),
+        (512 << 10, 50.0, 163.0),
+        (2 << 20, 121.0, 622.0),
+        (32 << 20, 1689.0, 9837.0),
+    ];
+
+    #[test]
+    fn cards_on_pci_express_are_predicted_within_three_tenths() {
+        let links = Links { wiring: Wiring::Pcie, bandwidth: 32e9, measured: Vec::new() };
+        for (bytes, of_two, of_four) in L40S {
+            for (ranks, us) in [(2, of_two), (4, of_four)] {
+                let ratio = links.all_reduce_seconds(ranks, bytes as f64) * 1e6 / us;
+                assert!((0.7..1.3).contains(&ratio), "{ranks} ranks, {bytes} bytes: {ratio:.2}");
+            }
         }
     }
 

@@ -75,6 +75,7 @@ pub(crate) fn decide(
     let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
     let subject = Subject { config: &config, request: &request, budget_bytes };
     let comparison = compared(&machine, &subject, args.objective.map_or(usual, objective));
+    files.timeline.end("layout");
     for line in comparison.to_string().lines() {
         tracing::info!("{line}");
     }

@@ -154,6 +154,8 @@ async fn metrics_tell_what_happened() {
         (format!("vllm:request_success_total{{{labels},finished_reason=\"length\"}}"), 1.0),
         (format!("vllm:admission_rejections_total{{{labels},reason=\"invalid\"}}"), 1.0),
         (format!("vllm:time_to_first_token_seconds_count{{{labels}}}"), 2.0),
+        (format!("phalanx:routed_requests_total{{{labels}}}"), 2.0),
+        (format!("phalanx:prefix_routed_tokens_total{{{labels}}}"), 0.0),
         (format!("vllm:e2e_request_latency_seconds_bucket{{{labels},le=\"+Inf\"}}"), 2.0),
         ("phalanx:http_requests_total{route=\"/generate\",method=\"POST\",status=\"200\"}".to_owned(), 2.0),
         ("phalanx:http_requests_total{route=\"/generate\",method=\"POST\",status=\"400\"}".to_owned(), 1.0),
