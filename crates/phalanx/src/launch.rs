@@ -1,6 +1,7 @@
 //! Puts a model, a mesh of ranks and an engine together, sized before anything is loaded.
 
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::available_parallelism;
@@ -252,7 +253,7 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
         });
     }
     let (dtype, weight_type) = gpu_types(files, model)?;
-    let measurements = args.measurements.clone().unwrap_or_else(|| model.hub.user_cache().join("phalanx"));
+    let measurements = measurements(model, args);
     Ok(Kind {
         gpus: Some(Gpus::claim(mesh, args.replicas(), dtype, &measurements)?),
         activation_dtype: dtype,
@@ -269,6 +270,11 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
 /// stopped would cost it a row of the next step, and a request that comes would wait for two steps in place of one.
 fn overlaps(args: &EngineArgs, kind: &Kind) -> bool {
     !args.no_async_scheduling && kind.gpus.is_some() && args.num_stages() == 1
+}
+
+/// The folder in which what was measured on this machine is remembered.
+pub(crate) fn measurements(model: &ModelArgs, args: &EngineArgs) -> PathBuf {
+    args.measurements.clone().unwrap_or_else(|| model.hub.user_cache().join("phalanx"))
 }
 
 /// What GPUs compute in, and what they keep weights in.

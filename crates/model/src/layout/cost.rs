@@ -6,7 +6,7 @@ use crate::memory::MemoryPlan;
 use crate::weights::shard::Shards;
 
 /// What no data sheet says. They were fitted to the tables of `docs/benchmarks.md` (two H200, Qwen2.5-7B's shape, a
-/// step launched operation by operation), and a test holds them to each row; fit them again when a step gets faster.
+/// decode step in one graph, the next one started before its ids are known), and a test holds them to each row; fit them again when a step gets faster.
 pub struct Constants {
     /// The share of a card's memory bandwidth that streaming weights and caches reaches.
     pub stream_share: f64,
@@ -18,9 +18,9 @@ pub struct Constants {
     pub kernel_us: f64,
     /// Kernels of a layer: two norms, four products, RoPE, two of attention, SiLU.
     pub layer_kernels: f64,
-    /// Microseconds a step takes beside its layers: scheduling, launching, sampling, reading the ids back.
+    /// Microseconds a step takes beside its layers that nothing hides: sampling, mostly.
     pub step_us: f64,
-    /// The same for each sequence of a step: its sampling, its text, its event.
+    /// The same for each sequence of a step.
     pub sequence_us: f64,
     /// Exchanges over NVLink: microseconds of the shortest, and the share of the bandwidth that long ones reach.
     pub nvlink: (f64, f64),
@@ -34,14 +34,14 @@ pub struct Constants {
 pub const CONSTANTS: Constants = Constants {
     stream_share: 0.92,
     matmul_share: 0.70,
-    attention_share: 0.54,
-    kernel_us: 3.5,
+    attention_share: 0.52,
+    kernel_us: 3.0,
     layer_kernels: 10.0,
-    step_us: 100.0,
-    sequence_us: 5.0,
-    nvlink: (5.0, 0.44),
+    step_us: 40.0,
+    sequence_us: 2.5,
+    nvlink: (4.0, 0.6),
     pcie: (9.0, 0.62),
-    host: (25.0, 0.25),
+    host: (4.0, 0.39),
 };
 
 /// Bytes of an activation, a key or a value: GPUs compute in 16 bits.

@@ -50,20 +50,19 @@ fn replica(tensor_size: usize, num_stages: usize) -> ReplicaCost {
     ReplicaCost::new(&config, &plans.iter().map(rank).collect::<Vec<_>>(), tensor_size)
 }
 
-/// Tensor ranks, sequences at once, tokens a second: `docs/benchmarks.md`, contexts of 32 to 96 tokens.
-const MEASURED_DECODING: [(usize, usize, f64); 9] = [
-    (1, 1, 243.0),
-    (1, 8, 1791.0),
-    (1, 32, 6234.0),
-    (1, 64, 12_254.0),
-    (1, 256, 29_885.0),
-    (2, 1, 345.0),
-    (2, 8, 2478.0),
-    (2, 64, 15_962.0),
-    (2, 256, 37_232.0),
+/// Tensor ranks, sequences at once, tokens a second: two H200 on 2026-11-23, contexts of 32 to 96 tokens.
+const MEASURED_DECODING: [(usize, usize, f64); 8] = [
+    (1, 1, 257.0),
+    (1, 8, 1875.0),
+    (1, 64, 13_112.0),
+    (1, 256, 32_228.0),
+    (2, 1, 388.0),
+    (2, 8, 2763.0),
+    (2, 64, 18_713.0),
+    (2, 256, 44_954.0),
 ];
 
-/// Tensor ranks, tokens of the prompt, milliseconds to the first token: the same page.
+/// Tensor ranks, tokens of the prompt, milliseconds to the first token: `docs/benchmarks.md`.
 const MEASURED_FIRST_TOKENS: [(usize, usize, f64); 8] = [
     (1, 512, 10.8),
     (1, 4096, 92.5),

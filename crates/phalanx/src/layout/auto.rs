@@ -11,7 +11,9 @@ use phalanx_model::{Limits, MemoryRequest, WeightFormats};
 
 use crate::args::{DeviceArg, EngineArgs, ModelArgs};
 use crate::files::ModelFiles;
-use crate::launch::{GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_MARGIN_BYTES, gpu_types, step_limits};
+use crate::launch::{
+    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_MARGIN_BYTES, gpu_types, measurements, step_limits,
+};
 use crate::layout::{compared, objective, remembered};
 use crate::{cards, gpu};
 
@@ -61,7 +63,7 @@ pub(crate) fn decide(
         return Ok(args.clone());
     }
     let gpus = cards::at_hand(count)?;
-    let machine = machine(&gpus, &probed(&gpus, &model.hub.user_cache().join("phalanx")));
+    let machine = machine(&gpus, &probed(&gpus, &measurements(model, args)));
     let (config, _) = files.weights.config().with_context(args.max_model_len)?;
     let (dtype, weight_type) = gpu_types(files, model)?;
     let (max_tokens, max_samples) = step_limits(args, GPU_BATCHED_TOKENS)?;
