@@ -53,9 +53,8 @@ pub struct GpuFacts {
     pub nvlinks: Vec<NvLinkFacts>,
     /// Bytes over all NVLinks since the driver was loaded.
     pub nvlink_traffic: Known<Traffic>,
-    /// Bytes over PCIe since the driver was loaded.
-    pub pcie_traffic: Known<Traffic>,
-    /// Bytes a second over PCIe in some 20 ms just now; only asked of cards that do not count bytes.
+    /// Bytes a second over PCIe in some 20 ms just now. (The cards count bytes, too, but in 32 bits: a busy link is
+    /// through with those in a tenth of a second.)
     pub pcie_rate: Known<Traffic>,
     /// Errors of its memory.
     pub ecc: Known<EccFacts>,

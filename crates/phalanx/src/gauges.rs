@@ -103,16 +103,14 @@ const CARD: [Row; 13] = [
     }),
 ];
 
-/// What goes over its links. A card that counts no bytes of PCIe tells a rate in their place.
-const LINKS: [Row; 9] = [
+/// What goes over its links.
+const LINKS: [Row; 7] = [
     ("phalanx:gpu_pcie_generation", "Of the link to the host, as it runs now.", Gauge, |gpu| {
         Some(f64::from(gpu.pcie.as_ref().ok()?.generation))
     }),
     ("phalanx:gpu_pcie_lanes", "Of the link to the host.", Gauge, |gpu| {
         Some(f64::from(gpu.pcie.as_ref().ok()?.width))
     }),
-    ("phalanx:gpu_pcie_sent_bytes_total", "To the host.", Counter, |gpu| sent(&gpu.pcie_traffic)),
-    ("phalanx:gpu_pcie_received_bytes_total", "From the host.", Counter, |gpu| received(&gpu.pcie_traffic)),
     ("phalanx:gpu_pcie_sent_bytes_per_second", "To the host, just now.", Gauge, |gpu| sent(&gpu.pcie_rate)),
     ("phalanx:gpu_pcie_received_bytes_per_second", "From the host, just now.", Gauge, |gpu| {
         received(&gpu.pcie_rate)
@@ -187,9 +185,7 @@ mod tests {
         assert_eq!(of("phalanx:gpu_nvlink_sent_bytes_total").unwrap().series[0].value, 1024.0);
         assert_eq!(of("phalanx:gpu_pcie_received_bytes_per_second").unwrap().series[0].value, 7e9);
         assert_eq!(of("phalanx:gpu_slowed").unwrap().series[0].labels[2], ("reason", "heat".to_owned()));
-        for absent in
-            ["phalanx:gpu_xid_total", "phalanx:gpu_memory_clock_hertz", "phalanx:gpu_pcie_sent_bytes_total"]
-        {
+        for absent in ["phalanx:gpu_xid_total", "phalanx:gpu_memory_clock_hertz"] {
             assert_eq!(of(absent), None);
         }
         assert!(super::families(&[]).is_empty());

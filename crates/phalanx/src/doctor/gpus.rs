@@ -301,7 +301,6 @@ fn as_json(gpu: &GpuFacts) -> Value {
         "slowed_by": known(&gpu.slowed_by, |reasons| json!(reasons)),
         "pcie": known(&gpu.pcie, |pcie| json!({"generation": pcie.generation, "width": pcie.width,
             "max_generation": pcie.max_generation, "max_width": pcie.max_width})),
-        "pcie_traffic": traffic(&gpu.pcie_traffic),
         "pcie_per_second": traffic(&gpu.pcie_rate),
         "nvlinks": {
             "there": gpu.nvlinks.len(),
@@ -341,7 +340,6 @@ pub(crate) mod tests {
             pcie: Ok(PcieFacts { generation: 1, width: 16, max_generation: 5, max_width: 16 }),
             nvlinks: vec![NvLinkFacts { active: true, version: Some(4) }; 18],
             nvlink_traffic: Ok(Traffic { sent: 1024, received: 2048 }),
-            pcie_traffic: Err("this GPU does not count it".to_owned()),
             pcie_rate: Ok(Traffic { sent: 5_000_000_000, received: 7_000_000_000 }),
             ecc: Ok(EccFacts { corrected: 3, uncorrected: 0 }),
             xids: Ok(0),

@@ -167,7 +167,7 @@ fn card(view: &View<'_>, gpu: &str) -> [String; 2] {
             let counted = |scrape: &Scrape| scrape.labelled(&name, "gpu", gpu);
             match (counted(view.before), counted(view.now)) {
                 (Some(before), Some(now)) => Some(rate((now - before).max(0.0), view.seconds()) / 1e9),
-                // Cards that do not count tell a rate themselves, or nothing.
+                // PCIe is not counted: the card tells a rate itself.
                 _ => figure(&format!("{link}_{way}_bytes_per_second")).map(|rate| rate / 1e9),
             }
         };
