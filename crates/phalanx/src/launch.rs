@@ -23,7 +23,7 @@ use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, RankOptions, SCRATC
 use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
 use crate::gpu::{self, Gpus};
-use crate::no_room::{self, Attempt};
+use crate::no_room::Attempt;
 use crate::plan::gib;
 use crate::progress::Bar;
 use crate::rehearsal;
@@ -205,11 +205,16 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
     let plans = memory::plan_layout(&config, mesh.tensor_size, mesh.num_stages, &request)?;
     let num_blocks = match &kind.gpus {
         Some(gpus) => {
-            let (budget, margin) = (gpus.budget(args.gpu_memory_utilization)?, GPU_MARGIN_BYTES);
-            gpu_blocks(
-                &Attempt { config: &config, mesh, request: &request, plans: &plans, budget, margin },
-                args,
-            )?
+            let attempt = Attempt {
+                config: &config,
+                mesh,
+                request: &request,
+                plans: &plans,
+                budget: gpus.budget(args.gpu_memory_utilization)?,
+                margin: GPU_MARGIN_BYTES,
+                scratch_blocks: SCRATCH_BLOCKS,
+            };
+            gpu_blocks(&attempt, args)?
         }
         None => cpu_blocks(&config, &plans, args, max_samples)?,
     };
@@ -305,9 +310,7 @@ pub(crate) fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usi
 
 /// How many KV blocks the fullest GPU has room for: at least one, and the context when a certain one was asked for.
 fn gpu_blocks(attempt: &Attempt<'_>, args: &EngineArgs) -> Result<usize> {
-    // Graphs need some beside the pool.
-    let blocks =
-        no_room::blocks(attempt.budget, attempt.margin, attempt.plans).saturating_sub(SCRATCH_BLOCKS);
+    let blocks = attempt.blocks();
     let wanted = args.max_model_len.map_or(1, |_| attempt.config.max_model_len);
     match wanted <= blocks * attempt.request.block_size {
         true => Ok(blocks),

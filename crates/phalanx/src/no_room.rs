@@ -53,12 +53,6 @@ pub(crate) struct CardRoom {
     pub(crate) holders: Known<Vec<Holder>>,
 }
 
-/// How many KV blocks the fullest GPU has room for beside everything else and `margin`.
-pub(crate) fn blocks(budget: usize, margin: usize, plans: &[MemoryPlan]) -> usize {
-    let available = budget.saturating_sub(margin);
-    plans.iter().map(|plan| plan.blocks_that_fit(available)).min().unwrap_or(0)
-}
-
 /// The layout that has no room, and what it was planned from.
 pub(crate) struct Attempt<'a> {
     pub(crate) config: &'a ModelConfig,
@@ -68,13 +62,27 @@ pub(crate) struct Attempt<'a> {
     /// What a rank may use, and what is kept free of that.
     pub(crate) budget: usize,
     pub(crate) margin: usize,
+    /// KV blocks that sequences cannot have.
+    pub(crate) scratch_blocks: usize,
 }
 
 impl Attempt<'_> {
+    /// How many KV blocks the fullest GPU has room for beside everything else.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks_of(self.plans)
+    }
+
+    /// The same for another layout on cards like these.
+    fn blocks_of(&self, plans: &[MemoryPlan]) -> usize {
+        let available = self.budget.saturating_sub(self.margin);
+        let fewest = plans.iter().map(|plan| plan.blocks_that_fit(available)).min().unwrap_or(0);
+        fewest.saturating_sub(self.scratch_blocks)
+    }
+
     /// Looks around, and says what is wrong and what would help.
     pub(crate) fn explain(&self, args: &EngineArgs) -> String {
-        let Self { config, mesh, request, plans, budget, margin } = self;
-        let held = |plans: &[MemoryPlan]| blocks(*budget, *margin, plans) * request.block_size;
+        let Self { config, mesh, request, plans, budget, margin, .. } = self;
+        let held = |plans: &[MemoryPlan]| self.blocks_of(plans) * request.block_size;
         let larger = (mesh.tensor_size + 1..=MOST_RANKS).filter_map(|size| {
             let plans = memory::plan_layout(config, size, mesh.num_stages, request).ok()?;
             Some((size, held(&plans)))
@@ -265,7 +273,15 @@ mod tests {
         let plans = memory::plan_layout(&config, 1, 1, &request).unwrap();
         let mesh = Mesh { tensor_size: 1, num_stages: 1, deadline: std::time::Duration::from_secs(1) };
         let (budget, margin) = (12 * GIB, GIB);
-        let attempt = Attempt { config: &config, mesh, request: &request, plans: &plans, budget, margin };
+        let attempt = Attempt {
+            config: &config,
+            mesh,
+            request: &request,
+            plans: &plans,
+            budget,
+            margin,
+            scratch_blocks: 1,
+        };
         let text = attempt.explain(&serve.engine);
         assert!(text.contains("14.2 GiB of weights") && text.contains("may use 12.0 GiB"), "{text}");
         assert!(text.contains("take 2 GPUs like these (0 are here) and --tensor-parallel-size 2"), "{text}");
