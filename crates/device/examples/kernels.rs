@@ -1,6 +1,8 @@
 //! Checks every operation of GPU 0 against the CPU, shows that a planted mistake is found, and prints a speed table.
 //!
-//! `kernels [check] [planted] [group] [speed] [f16]`: without a word, everything in bfloat16.
+//! `kernels [check] [planted] [group [host] [nccl]] [speed] [f16] [lib=FOLDER]`: without a word, everything of one GPU in
+//! bfloat16. `group`: what ranks do together, on all GPUs and with two ranks on each; `host`: over
+//! host memory; `nccl`: NCCL, too.
 #![allow(clippy::print_stdout)]
 
 #[cfg(feature = "cuda")]
@@ -33,17 +35,60 @@ fn main() -> Result<(), phalanx_device::DeviceError> {
         missed.iter().for_each(|outcome| println!("not found: {} {}", outcome.operation, outcome.case));
     }
     if says("group") {
-        let count = phalanx_device::cuda::device_count()?;
-        // With one GPU its ranks are two on it: slower, but as right.
-        let ordinals: Vec<usize> = (0..count.max(2)).map(|rank| rank % count).collect();
-        let report = phalanx_device::cuda::parity::group::run(&ordinals)?;
-        println!("{report}");
-        failed |= !report.passed();
+        failed |= !group(says, folders(&words))?;
     }
     if asked("speed") {
         println!("{}", speed::run(&cuda)?);
     }
     std::process::exit(i32::from(failed));
+}
+
+/// Where NVIDIA's libraries are looked for first.
+#[cfg(feature = "cuda")]
+fn folders(words: &[String]) -> Vec<std::path::PathBuf> {
+    words.iter().filter_map(|word| word.strip_prefix("lib=")).map(Into::into).collect()
+}
+
+/// What ranks do together: one a GPU, then two a GPU, then how fast.
+#[cfg(feature = "cuda")]
+fn group(
+    says: impl Fn(&str) -> bool,
+    folders: Vec<std::path::PathBuf>,
+) -> Result<bool, phalanx_device::DeviceError> {
+    use phalanx_device::cuda::group::form::{AllReduce, Options, form};
+    use phalanx_device::cuda::group::mail::Traffic;
+    use phalanx_device::cuda::group::speed;
+    use phalanx_device::cuda::{device_count, parity};
+
+    let count = device_count()?;
+    let options = Options {
+        deadline: std::time::Duration::from_secs(10),
+        all_reduce: if says("host") { AllReduce::Host } else { AllReduce::Auto },
+        folders,
+        compare: says("nccl"),
+    };
+    let each: Vec<usize> = (0..count).collect();
+    let twice: Vec<usize> = (0..count).flat_map(|gpu| [gpu, gpu]).collect();
+    let mut passed = true;
+    for ordinals in [&each, &twice].into_iter().filter(|ordinals| 1 < ordinals.len()) {
+        let report = parity::group::run(ordinals, &options)?;
+        report.outcomes.iter().filter(|outcome| !outcome.passed()).for_each(|outcome| {
+            println!("MISS {} {} {}", outcome.operation, outcome.case, outcome.error);
+        });
+        report.outcomes.iter().filter(|outcome| outcome.operation == "fault").for_each(|outcome| {
+            println!("{}", outcome.case);
+        });
+        let good = report.outcomes.iter().filter(|outcome| outcome.passed()).count();
+        println!("ranks on GPUs {ordinals:?}: {good} of {} cases passed", report.outcomes.len());
+        passed &= report.passed();
+    }
+    if 1 < count {
+        let started = std::time::Instant::now();
+        let formed = form(&each, Traffic::Sums, &options)?;
+        println!("{}formed in {:?}", formed.links, started.elapsed());
+        println!("{}", speed::run(formed, &each)?);
+    }
+    Ok(passed)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -280,6 +280,12 @@ impl Device {
         self.tensor_group.gather_columns(out, x);
     }
 
+    /// Ends the waits of the ranks around this one, which is lost; see [`Collective::abort`].
+    pub fn abort(&self, reason: &str) {
+        self.tensor_group.abort(reason);
+        self.stage_group.abort(reason);
+    }
+
     /// See [`Backend::sample`].
     pub fn sample(&self, logits: ViewMut<'_>, vocab: usize, rows: &[SampleRow], tokens: ViewMut<'_>) {
         assert!(logits.view().rows() == rows.len() && vocab <= logits.view().width());

@@ -144,6 +144,8 @@ pub(crate) struct EngineArgs {
     /// and `bench throughput`, which means replicas where the model fits on one GPU; else latency].
     #[arg(long, value_enum)]
     pub(crate) objective: Option<ObjectiveArg>,
+    #[command(flatten)]
+    pub(crate) gpus: GpuArgs,
     /// CPU threads, shared out over the ranks [default: all cores].
     #[arg(long, value_parser = parse_count, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -219,6 +221,36 @@ impl EngineArgs {
     pub(crate) fn tensor_size(&self) -> usize {
         self.tensor_parallel_size.unwrap_or(1)
     }
+}
+
+/// Which GPUs, and how they add up.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GpuArgs {
+    /// The GPU of each rank, by number; replica after replica, stage after stage. One may be named more than once: then its
+    /// ranks share it, to try out a layout [default: 0,1,2, ...].
+    #[arg(long, value_delimiter = ',', value_name = "GPU")]
+    pub(crate) gpus: Vec<usize>,
+    /// How tensor ranks on GPUs add up. `auto`: for each size what is fastest, measured at start.
+    #[arg(long, value_enum, default_value_t = AllReduceArg::Auto, value_name = "HOW")]
+    pub(crate) all_reduce: AllReduceArg,
+    /// Folders, or Python environments, in which NVIDIA's libraries (cuBLASLt, NCCL) are looked for first.
+    #[arg(long, env = "PHALANX_LIBRARY_PATH", value_delimiter = ':', value_name = "FOLDER")]
+    pub(crate) library_path: Vec<PathBuf>,
+    /// A Python environment in use has them, too.
+    #[arg(long, env = "VIRTUAL_ENV", hide = true)]
+    pub(crate) virtual_env: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AllReduceArg {
+    /// What is fastest.
+    Auto,
+    /// Our kernels over each other's memory.
+    Peer,
+    /// NVIDIA's library.
+    Nccl,
+    /// Our kernels over the host's memory.
+    Host,
 }
 
 #[derive(Debug, Args)]

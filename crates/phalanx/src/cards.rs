@@ -1,20 +1,28 @@
 //! GPUs looked at rather than computed with: for `doctor` and for gauges. Without the feature `cuda` its place is taken
 //! by `no_cards.rs`.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use phalanx_device::cpu::Cpu;
+use phalanx_device::cuda::group::form::{AllReduce, Options};
+use phalanx_device::cuda::group::table::SumTiming;
 use phalanx_device::cuda::nvml::Nvml;
 use phalanx_device::cuda::parity::{self, Planted, Report};
-use phalanx_device::cuda::{Cuda, card, device_count, libraries, links, speed};
+use phalanx_device::cuda::{Cuda, card, device_count, group, libraries, links, speed};
 use phalanx_device::facts::{GpuFacts, Holder};
 use phalanx_device::{Backend, DType};
 
 use phalanx_model::layout::cards::Hardware;
 
 use crate::doctor::gpus::Survey;
-use crate::doctor::kernels::{Case, Checked};
+use crate::doctor::kernels::{Case, Checked, Sum};
 use crate::layout::auto::{Gpu, Probed};
 use crate::no_room::CardRoom;
+
+/// Ranks of the groups that are tried.
+const MOST_RANKS: usize = 8;
+const GROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Everything there is to know about this machine's GPUs.
 pub(crate) fn survey() -> Option<Survey> {
@@ -98,11 +106,25 @@ pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
         checked.device = cuda.describe();
         checked.cases.extend(cases(dtype_name(*dtype), parity::run(&cuda, &reference, planted)));
     }
-    // What ranks do together wants a GPU for each, and has no mistake planted.
-    if 1 < count && planted == Planted::Nothing {
-        let group = parity::group::run(&(0..count).collect::<Vec<_>>())?;
-        checked.sums = group.sums;
-        checked.cases.extend(cases("all", group.outcomes));
+    let options = Options {
+        deadline: GROUP_DEADLINE,
+        all_reduce: AllReduce::Auto,
+        folders: Vec::new(),
+        compare: false,
+    };
+    let each: Vec<usize> = (0..count.min(MOST_RANKS)).collect();
+    // More ranks than GPUs: slower, but as right.
+    let shared = [0, 0, count.min(2) - 1, count.min(2) - 1];
+    for ordinals in [each.as_slice(), shared.as_slice()].into_iter().filter(|ordinals| 1 < ordinals.len()) {
+        checked.cases.extend(cases("all", parity::group::run(ordinals, &options)?));
+    }
+    if 1 < count {
+        let sum = |timing: SumTiming| Sum {
+            bytes: timing.bytes,
+            us: timing.us.iter().map(|(way, us)| (way.to_string(), *us)).collect(),
+            chosen: timing.chosen.to_string(),
+        };
+        checked.sums = group::links::measure(&each, &[])?.sums.into_iter().map(sum).collect();
     }
     Ok(checked)
 }

@@ -1,5 +1,6 @@
 //! Puts a model, a mesh of ranks and an engine together, sized before anything is loaded.
 
+use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -260,7 +261,7 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
     let (dtype, weight_type) = gpu_types(files, model)?;
     let measurements = measurements(model, args);
     Ok(Kind {
-        gpus: Some(Gpus::claim(mesh, args.replicas(), dtype, &measurements)?),
+        gpus: Some(Gpus::claim(mesh, args.replicas(), dtype, &args.gpus, &measurements)?),
         activation_dtype: dtype,
         kv_dtype: dtype,
         weight_type,
@@ -414,8 +415,13 @@ fn build(
 /// Tells what the GPUs hold beside what was planned.
 fn compare_with_plan(blueprint: &Blueprint) -> Result<()> {
     let Some(gpus) = &blueprint.gpus else { return Ok(()) };
-    for (gpu, (before, now)) in gpus.used()?.into_iter().enumerate() {
-        let planned = before + blueprint.planned[gpu % blueprint.planned.len()];
+    // A GPU's ranks together: usually it has one.
+    let mut by_gpu: BTreeMap<usize, (usize, usize, usize)> = BTreeMap::new();
+    for ((gpu, before, now), planned) in gpus.used()?.into_iter().zip(blueprint.planned.iter().cycle()) {
+        let of_gpu = by_gpu.entry(gpu).or_insert((before, before, now));
+        of_gpu.1 += planned;
+    }
+    for (gpu, (before, planned, now)) in by_gpu {
         let percent = (now as f64 / planned as f64 - 1.0) * 100.0;
         tracing::info!(
             "GPU {gpu}: {} planned, {} used ({percent:+.2} %; {} before weights)",

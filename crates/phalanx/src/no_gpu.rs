@@ -7,6 +7,8 @@ use phalanx_device::{DType, Device, Tunings};
 use phalanx_model::Place;
 use phalanx_worker::Mesh;
 
+use crate::args::GpuArgs;
+
 /// None.
 pub(crate) fn count() -> usize {
     0
@@ -22,7 +24,13 @@ pub(crate) enum Gpus {}
 
 impl Gpus {
     /// Says what to do about it.
-    pub(crate) fn claim(_mesh: Mesh, _replicas: usize, _dtype: DType, _measurements: &Path) -> Result<Self> {
+    pub(crate) fn claim(
+        _mesh: Mesh,
+        _replicas: usize,
+        _dtype: DType,
+        _args: &GpuArgs,
+        _measurements: &Path,
+    ) -> Result<Self> {
         bail!(
             "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found"
         )
@@ -34,7 +42,7 @@ impl Gpus {
     }
 
     /// Never called.
-    pub(crate) fn used(&self) -> Result<Vec<(usize, usize)>> {
+    pub(crate) fn used(&self) -> Result<Vec<(usize, usize, usize)>> {
         match *self {}
     }
 

@@ -207,12 +207,18 @@ impl Line {
             // The rank outlives a panic's unwinding, so the others hear of the cause before they miss this one.
             match catch_unwind(AssertUnwindSafe(|| self.obey(&mut rank, order))) {
                 Ok(Ok(())) => {}
-                Ok(Err(fault)) => return self.lost(&fault.to_string()),
-                Err(panic) => return self.lost(&panic_text(&*panic)),
+                Ok(Err(fault)) => return self.give_up(&rank, &fault.to_string()),
+                Err(panic) => return self.give_up(&rank, &panic_text(&*panic)),
             }
         }
         // Nobody waits for the steps under way any more, but the device still uses what is dropped now.
         while rank.oldest().is_some() && rank.finish().is_ok() {}
+    }
+
+    /// The end of a rank that was ready: others may wait for it on their devices, too.
+    fn give_up(&self, rank: &Rank, cause: &str) {
+        self.lost(cause);
+        rank.release_others(cause);
     }
 
     fn obey(&self, rank: &mut Rank, order: Order) -> Result<(), DeviceError> {

@@ -142,6 +142,11 @@ impl Rank {
         Ok(reports.then_some(StepOutput { number: step.number, sampled }))
     }
 
+    /// Ends the waits of the ranks around this one, which is lost.
+    pub fn release_others(&self, cause: &str) {
+        self.device.abort(cause);
+    }
+
     fn copy_blocks(&mut self, step: &Step) {
         if step.copies.is_empty() {
             return;

@@ -46,6 +46,15 @@ pub trait Collective: Send {
     /// Receives what rank `from` sent.
     fn receive(&self, from: usize, x: ViewMut<'_>);
 
+    /// Whether a device may record the operations in a graph: false when they wait on the host.
+    fn capturable(&self) -> bool {
+        true
+    }
+
+    /// Ends the waits of all ranks, now and later, with `reason` as the group's fault unless it has one. Any rank may
+    /// call it when it is lost.
+    fn abort(&self, _reason: &str) {}
+
     /// The first fault, for example `rank 1 of 2 did not come to all_reduce within 30 s`. Operations after a fault do nothing.
     fn fault(&self) -> Option<DeviceError>;
 }

@@ -222,57 +222,7 @@ pub(crate) struct SampleParams {
     pub(crate) padding: u32,
 }
 
-/// Ranks of a group; as in cuda/peers.cu.
-pub(crate) const MAX_RANKS: usize = 8;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PeerParams {
-    pub(crate) ranks: [usize; MAX_RANKS],
-    pub(crate) fault: usize,
-    pub(crate) place_bytes: u64,
-    pub(crate) deadline_ns: u64,
-    pub(crate) rank: u32,
-    pub(crate) size: u32,
-}
-
-#[repr(C)]
-pub(crate) struct AllReduceParams {
-    pub(crate) peers: PeerParams,
-    pub(crate) x: usize,
-    pub(crate) count: u64,
-    pub(crate) dtype: u32,
-    pub(crate) blocks: u32,
-}
-
-#[repr(C)]
-pub(crate) struct GatherColumnsParams {
-    pub(crate) peers: PeerParams,
-    pub(crate) out: usize,
-    pub(crate) x: usize,
-    pub(crate) width: u64,
-    pub(crate) out_stride: u64,
-    pub(crate) x_stride: u64,
-    pub(crate) rows: u32,
-    pub(crate) blocks: u32,
-    pub(crate) element_bytes: u32,
-    pub(crate) padding: u32,
-}
-
-#[repr(C)]
-pub(crate) struct HandOverParams {
-    pub(crate) peers: PeerParams,
-    pub(crate) x: usize,
-    pub(crate) bytes: u64,
-    pub(crate) peer: u32,
-    pub(crate) blocks: u32,
-}
-
 const _: () = {
-    assert!(size_of::<PeerParams>() == 96);
-    assert!(size_of::<AllReduceParams>() == 120);
-    assert!(size_of::<GatherColumnsParams>() == 152);
-    assert!(size_of::<HandOverParams>() == 120);
     assert!(size_of::<Launch>() == 16);
     assert!(size_of::<TokenIdsParams>() == 32);
     assert!(size_of::<EmbedParams>() == 48);
@@ -314,10 +264,5 @@ unsafe extern "C" {
     pub(crate) fn launch_attention(params: AttentionParams, element: Element, launch: Launch) -> c_int;
     pub(crate) fn launch_attention_hopper(params: AttentionParams, element: Element, launch: Launch)
     -> c_int;
-    pub(crate) fn peer_head_bytes() -> u64;
-    pub(crate) fn launch_all_reduce(params: AllReduceParams, launch: Launch) -> c_int;
-    pub(crate) fn launch_gather_columns(params: GatherColumnsParams, launch: Launch) -> c_int;
-    pub(crate) fn launch_send(params: HandOverParams, launch: Launch) -> c_int;
-    pub(crate) fn launch_receive(params: HandOverParams, launch: Launch) -> c_int;
     pub(crate) fn launch_sample(params: SampleParams, launch: Launch) -> c_int;
 }

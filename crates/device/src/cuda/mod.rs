@@ -6,6 +6,7 @@
 pub mod card;
 mod cublaslt;
 mod graphs;
+pub mod group;
 mod items;
 mod kernels;
 pub mod libraries;
@@ -15,7 +16,6 @@ mod load;
 mod matmul;
 pub mod nvml;
 pub mod parity;
-pub mod peers;
 mod runtime;
 mod sampler;
 pub mod speed;

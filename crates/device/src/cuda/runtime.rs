@@ -35,6 +35,8 @@ const NOT_READY: c_int = 600;
 const INSUFFICIENT_DRIVER: c_int = 35;
 /// Other threads may go on using the runtime while this one captures.
 const THREAD_LOCAL: c_int = 1;
+/// cudaDevP2PAttrNativeAtomicSupported.
+const NATIVE_ATOMICS: c_int = 3;
 
 unsafe extern "C" {
     fn device_facts(ordinal: c_int, facts: *mut DeviceFacts) -> c_int;
@@ -74,6 +76,7 @@ unsafe extern "C" {
     fn cudaGraphExecDestroy(executable: usize) -> c_int;
     fn cudaDeviceGetPCIBusId(text: *mut c_char, bytes: c_int, ordinal: c_int) -> c_int;
     fn cudaDeviceCanAccessPeer(can: *mut c_int, ordinal: c_int, peer: c_int) -> c_int;
+    fn cudaDeviceGetP2PAttribute(value: *mut c_int, attribute: c_int, ordinal: c_int, peer: c_int) -> c_int;
     fn cudaDeviceEnablePeerAccess(peer: c_int, flags: u32) -> c_int;
     fn cudaGetLastError() -> c_int;
     fn cudaGetErrorString(code: c_int) -> *const c_char;
@@ -119,13 +122,10 @@ pub(crate) fn use_device(ordinal: usize) -> Result<(), DeviceError> {
     check(unsafe { cudaSetDevice(ordinal as c_int) }, "to be selected")
 }
 
-/// Lets kernels of GPU `from` use the memory of GPU `to`.
-///
-/// # Errors
-/// The machine does not connect the two that way.
-pub(crate) fn reach(from: usize, to: usize) -> Result<(), DeviceError> {
+/// Lets kernels of GPU `from` use the memory of GPU `to`; false when the machine does not connect the two that way.
+pub(crate) fn reach(from: usize, to: usize) -> Result<bool, DeviceError> {
     if from == to {
-        return Ok(());
+        return Ok(true);
     }
     use_device(from)?;
     let mut can = 0;
@@ -133,7 +133,7 @@ pub(crate) fn reach(from: usize, to: usize) -> Result<(), DeviceError> {
     let code = unsafe { cudaDeviceCanAccessPeer(&mut can, from as c_int, to as c_int) };
     check(code, "to be asked about its peers")?;
     if can == 0 {
-        return Err(DeviceError(format!("GPU {from} cannot reach the memory of GPU {to}")));
+        return Ok(false);
     }
     // SAFETY: takes numbers.
     match unsafe { cudaDeviceEnablePeerAccess(to as c_int, 0) } {
@@ -141,9 +141,9 @@ pub(crate) fn reach(from: usize, to: usize) -> Result<(), DeviceError> {
         704 => {
             // SAFETY: returns a number.
             unsafe { cudaGetLastError() };
-            Ok(())
+            Ok(true)
         }
-        code => check(code, "to reach a peer's memory"),
+        code => check(code, "to reach a peer's memory").map(|()| true),
     }
 }
 
@@ -156,6 +156,15 @@ pub(crate) fn pci_address(ordinal: usize) -> Result<String, DeviceError> {
     check(code, "to tell where it sits")?;
     let end = text.iter().position(|byte| *byte == 0).unwrap_or(0);
     Ok(String::from_utf8_lossy(&text[..end]).to_ascii_lowercase())
+}
+
+/// The link between two GPUs carries atomics, as NVLink does and PCIe does not: reads over it are as fast as writes.
+pub(crate) fn is_close(from: usize, to: usize) -> Result<bool, DeviceError> {
+    let mut atomics = 0;
+    // SAFETY: writes one integer.
+    let code = unsafe { cudaDeviceGetP2PAttribute(&mut atomics, NATIVE_ATOMICS, from as c_int, to as c_int) };
+    check(code, "to be asked about its peers")?;
+    Ok(atomics != 0)
 }
 
 /// What the device is.
@@ -247,18 +256,21 @@ impl Pinned {
         self.bytes
     }
 
-    /// The first word, which the device may write at any time.
-    pub(crate) fn read_word(&self) -> i32 {
-        self.first_word().load(Ordering::Acquire)
+    /// A word that the device may write at any time.
+    pub(crate) fn get(&self, word: usize) -> i32 {
+        self.word(word).load(Ordering::Acquire)
     }
 
-    pub(crate) fn write_word(&self, word: i32) {
-        self.first_word().store(word, Ordering::Release);
+    /// Writes a word that the device may read at any time.
+    pub(crate) fn set(&self, word: usize, value: i32) {
+        self.word(word).store(value, Ordering::Release);
     }
 
-    fn first_word(&self) -> &AtomicI32 {
-        // SAFETY: the memory is ours, aligned, initialised, and only used through atomics by those who call this.
-        unsafe { AtomicI32::from_ptr(self.address as *mut i32) }
+    fn word(&self, word: usize) -> &AtomicI32 {
+        assert!((word + 1) * 4 <= self.bytes, "a word of the memory");
+        // SAFETY: the memory is ours, aligned, initialised, long enough, and only used through atomics by those who
+        // call this.
+        unsafe { AtomicI32::from_ptr((self.address as *mut i32).add(word)) }
     }
 
     /// The memory as bytes. The device must not be copying to or from it.

@@ -23,8 +23,17 @@ pub(crate) struct Case {
 pub(crate) struct Checked {
     pub(crate) device: String,
     pub(crate) cases: Vec<Case>,
-    /// Bytes of an array, and microseconds of its sum over the GPUs.
-    pub(crate) sums: Vec<(usize, f32)>,
+    /// Sums over the GPUs, by size.
+    pub(crate) sums: Vec<Sum>,
+}
+
+/// How long the sum of an array over the GPUs takes.
+pub(crate) struct Sum {
+    pub(crate) bytes: usize,
+    /// Microseconds, by the way to add up.
+    pub(crate) us: Vec<(String, f32)>,
+    /// The way that is taken.
+    pub(crate) chosen: String,
 }
 
 /// All cases of one operation in one type.
@@ -116,7 +125,10 @@ fn table(checked: &Checked) -> String {
             case.dtype, case.operation, case.case, case.error, case.limit
         ));
     }
-    lines.extend(checked.sums.iter().map(|(bytes, us)| format!("all_reduce of {bytes} bytes: {us:.1} us")));
+    lines.extend(checked.sums.iter().map(|Sum { bytes, us, chosen }| {
+        let ways: Vec<String> = us.iter().map(|(way, us)| format!("{way} {us:.1} us")).collect();
+        format!("all_reduce of {bytes} bytes: {}; {chosen} is taken", ways.join(", "))
+    }));
     let passed = checked.cases.iter().filter(|case| !missed(case)).count();
     lines.push(format!("{passed} of {} cases passed", checked.cases.len()));
     lines.join("\n")
@@ -129,7 +141,11 @@ fn as_json(checked: &Checked) -> Value {
         json!({"operation": case.operation, "dtype": case.dtype, "case": case.case, "error": error(case.error),
                "limit": case.limit, "passed": !missed(case)})
     };
-    let sum = |(bytes, us): &(usize, f32)| json!({"bytes": bytes, "us": us});
+    let sum = |Sum { bytes, us, chosen }: &Sum| {
+        let us: serde_json::Map<String, Value> =
+            us.iter().map(|(way, us)| (way.clone(), json!(us))).collect();
+        json!({"bytes": bytes, "us": us, "chosen": chosen})
+    };
     json!({
         "device": checked.device,
         "passed": !checked.cases.iter().any(missed),
@@ -162,9 +178,14 @@ mod tests {
         );
         assert_eq!((rows[1].cases, rows[1].missed, rows[1].error), (2, 0, 5e-3));
         assert_eq!(rows[2].missed, 1);
-        let checked = Checked { device: "GPU 0".to_owned(), cases, sums: vec![(8, 1.5)] };
+        let us = vec![("flagged".to_owned(), 2.5), ("NCCL".to_owned(), 12.0)];
+        let sum = Sum { bytes: 8192, us, chosen: "flagged".to_owned() };
+        let checked = Checked { device: "GPU 0".to_owned(), cases, sums: vec![sum] };
         let table = table(&checked);
         assert!(table.contains("MISS in 1") && table.ends_with("3 of 5 cases passed"), "{table}");
+        let line = "all_reduce of 8192 bytes: flagged 2.5 us, NCCL 12.0 us; flagged is taken";
+        assert!(table.contains(line), "{table}");
+        assert_eq!(as_json(&checked)["all_reduce"][0]["us"]["NCCL"], 12.0);
         assert_eq!(as_json(&checked)["passed"], false);
         assert_eq!(as_json(&checked)["cases"][4]["error"], Value::Null);
     }

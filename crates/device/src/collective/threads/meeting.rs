@@ -13,7 +13,7 @@ const SPINS: u32 = 64;
 const YIELDS: u32 = 64;
 
 /// What a wait's condition finds.
-pub(super) enum Wanted {
+pub(crate) enum Wanted {
     /// What was waited for is here.
     Here,
     /// Not yet; this rank must do something first.
@@ -21,7 +21,7 @@ pub(super) enum Wanted {
 }
 
 /// Who has come to which operation, who has left, and what went wrong.
-pub(super) struct Meeting {
+pub(crate) struct Meeting {
     deadline: Duration,
     ranks: Vec<Rank>,
     /// There is a fault: nobody waits any more.
@@ -43,7 +43,7 @@ struct Rank {
 }
 
 impl Meeting {
-    pub(super) fn new(size: usize, deadline: Duration) -> Self {
+    pub(crate) fn new(size: usize, deadline: Duration) -> Self {
         Self {
             deadline,
             ranks: (0..size).map(|_| Rank::default()).collect(),
@@ -56,29 +56,29 @@ impl Meeting {
     }
 
     /// Whether there is a fault.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
     /// The first fault.
-    pub(super) fn fault(&self) -> Option<DeviceError> {
+    pub(crate) fn fault(&self) -> Option<DeviceError> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Makes `text` the fault unless there is one, and wakes everybody.
-    pub(super) fn fail(&self, text: String) {
+    pub(crate) fn fail(&self, text: String) {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(DeviceError(text));
         self.over.store(true, Ordering::SeqCst);
         self.wake();
     }
 
     /// Which of two sets of slots `rank`'s next operation uses.
-    pub(super) fn turn(&self, rank: usize) -> usize {
+    pub(crate) fn turn(&self, rank: usize) -> usize {
         (self.ranks[rank].arrived.load(Ordering::Relaxed) % 2) as usize
     }
 
     /// `rank` came to `operation`, and waits for the others. False after a fault.
-    pub(super) fn meet(&self, rank: usize, operation: &str) -> bool {
+    pub(crate) fn meet(&self, rank: usize, operation: &str) -> bool {
         let number = self.ranks[rank].arrived.fetch_add(1, Ordering::SeqCst) + 1;
         self.wake();
         // Those who have come stay come, so each look goes on where the last one ended.
@@ -92,13 +92,13 @@ impl Meeting {
     }
 
     /// `rank` is gone: who waits for it learns so at once.
-    pub(super) fn leave(&self, rank: usize) {
+    pub(crate) fn leave(&self, rank: usize) {
         self.ranks[rank].left.store(true, Ordering::SeqCst);
         self.wake();
     }
 
     /// Lets sleepers look again: called after every change they may wait for.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Both sides are sequentially consistent: either we see the sleeper, or it sees the change.
         if 0 < self.sleepers.load(Ordering::SeqCst) {
             drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
@@ -107,7 +107,7 @@ impl Meeting {
     }
 
     /// Waits until `look` finds what it wants; `operation` is what the other rank should come to. False after a fault.
-    pub(super) fn wait(&self, operation: &str, mut look: impl FnMut() -> Wanted) -> bool {
+    pub(crate) fn wait(&self, operation: &str, mut look: impl FnMut() -> Wanted) -> bool {
         for turn in 0..SPINS + YIELDS {
             match self.check(operation, &mut look) {
                 Outcome::Over(ready) => return ready,

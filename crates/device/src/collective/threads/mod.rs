@@ -5,7 +5,7 @@
 //! rank that comes to operation `n + 1` has read what it needed of operation `n`, so when all have come to `n + 1`, the
 //! slots of `n` are free for `n + 2`, and one meeting an operation is enough.
 
-mod meeting;
+pub(crate) mod meeting;
 mod pipe;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -262,6 +262,10 @@ impl Collective for ThreadGroup {
         }
         pipe.give_back(bytes);
         shared.meeting.wake();
+    }
+
+    fn abort(&self, reason: &str) {
+        self.shared.meeting.fail(reason.to_owned());
     }
 
     fn fault(&self) -> Option<DeviceError> {
