@@ -3,6 +3,8 @@
 //! A step in which every sequence computes one token and samples the next is filled up to one of few sizes with rows that
 //! nobody asked for. Their keys and values go to a block that no sequence owns.
 
+use std::time::Instant;
+
 use phalanx_device::{Device, Graph, Plan};
 use phalanx_scheduler::step::Step;
 
@@ -18,8 +20,8 @@ pub(crate) struct Graphs {
     sizes: Vec<usize>,
     /// One a size.
     recorded: Vec<Option<Graph>>,
-    /// Recording went wrong once: it would do so again.
-    given_up: bool,
+    /// Not before everything is chosen, and not any more when it went wrong once: it would do so again.
+    recording: bool,
 }
 
 /// One of the sizes.
@@ -38,7 +40,12 @@ impl Graphs {
         sizes.retain(|size| *size < most);
         sizes.push(most);
         let recorded = sizes.iter().map(|_| None).collect();
-        Self { sizes, recorded, given_up: false }
+        Self { sizes, recorded, recording: false }
+    }
+
+    /// Everything that steps launch has been chosen.
+    pub(crate) fn start_recording(&mut self) {
+        self.recording = true;
     }
 
     /// The size that `step` is filled up to; none when it does more than one token a sequence, or is too large.
@@ -58,16 +65,18 @@ impl Graphs {
     /// Records a step of this size, which was carried out just now: everything in it has been chosen and loaded, and the
     /// device is still at it, so recording holds up nobody.
     pub(crate) fn record(&mut self, device: &Device, plan: &Plan, size: Size, work: &mut dyn FnMut()) {
-        if self.given_up || self.recorded[size.index].is_some() {
+        if !self.recording || self.recorded[size.index].is_some() {
             return;
         }
+        let began = Instant::now();
         match device.record(plan, work) {
             Ok(graph) => {
-                tracing::debug!(rows = size.rows, recorded = graph.is_some(), "a graph");
+                let us = began.elapsed().as_micros() as u64;
+                tracing::debug!(rows = size.rows, recorded = graph.is_some(), us, "a graph");
                 self.recorded[size.index] = graph;
             }
             Err(error) => {
-                self.given_up = true;
+                self.recording = false;
                 tracing::warn!(
                     "steps are launched operation by operation, for they cannot be recorded: {error}"
                 );

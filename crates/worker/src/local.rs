@@ -55,6 +55,8 @@ enum Report {
 
 /// What a rank is told.
 enum Order {
+    /// Record graphs from now on.
+    Record,
     /// Start this step.
     Start(Arc<Step>),
     /// Finish the steps up to this one: nothing else will be started before its output is known.
@@ -160,6 +162,11 @@ impl Executor for LocalExecutor {
 }
 
 impl LocalExecutor {
+    /// From now on ranks with graphs record decode steps: the kernels they launch will not be chosen anew any more.
+    pub fn start_recording(&mut self) {
+        self.order(|| Order::Record);
+    }
+
     fn order(&self, order: impl Fn() -> Order) {
         for rank in &self.ranks {
             let orders = rank.orders.as_ref().expect("only drop takes it");
@@ -223,6 +230,7 @@ impl Line {
 
     fn obey(&self, rank: &mut Rank, order: Order) -> Result<(), DeviceError> {
         match order {
+            Order::Record => rank.start_recording(),
             Order::Start(step) => {
                 if rank.must_finish_before(&step) {
                     self.finish(rank, u64::MAX)?;

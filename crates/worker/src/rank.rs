@@ -28,7 +28,8 @@ pub struct RankOptions {
     /// Steps may go on from ids that are not known yet ([`ChunkTokens::LastSampled`]): every rank of a replica without
     /// stages then samples for itself, so that no id has to travel.
     pub overlap: bool,
-    /// Steps that decode are filled up to one of few sizes, and started from graphs where the device records them.
+    /// Steps that decode are filled up to one of few sizes, and started from graphs where the device records them: from
+    /// [`Rank::start_recording`] on.
     pub graphs: bool,
 }
 
@@ -103,6 +104,14 @@ impl Rank {
     #[must_use]
     pub fn must_finish_before(&self, step: &Step) -> bool {
         self.sampler.as_ref().is_some_and(|sampler| sampler.lacks_tokens(step))
+    }
+
+    /// From now on decode steps are recorded; until then they are only filled up. What a graph launches is what was
+    /// chosen by the time it was recorded.
+    pub fn start_recording(&mut self) {
+        if let Some(graphs) = &mut self.graphs {
+            graphs.start_recording();
+        }
     }
 
     /// Starts the next step: launches all of it, and waits for nothing.

@@ -3,8 +3,8 @@
 use phalanx_device::backend::{Heads, KvLayer};
 use phalanx_device::cpu::Cpu;
 use phalanx_device::{
-    Allocation, Backend, BatchLayout, DType, DeviceError, Format, Matrix, Plan, SampleRow, SampledRow, View,
-    ViewMut,
+    Allocation, Backend, BatchLayout, DType, DeviceError, Format, Matrix, Plan, RowSource, SampleRow,
+    SampledRow, View, ViewMut,
 };
 
 /// Steps stay under way until they are waited for.
@@ -40,9 +40,9 @@ impl Backend for Late {
         format: Format,
         rows: usize,
         columns: usize,
-        bytes: &[u8],
+        source: &dyn RowSource,
     ) -> Result<Matrix, DeviceError> {
-        self.0.load_matrix(format, rows, columns, bytes)
+        self.0.load_matrix(format, rows, columns, source)
     }
 
     fn plan(&self, layout: BatchLayout, heads: Heads) -> Plan {

@@ -85,7 +85,9 @@ pub(crate) fn executor_of(
 ) -> Result<LocalExecutor, StartError> {
     let (weights, config) = (Arc::clone(weights), config.clone());
     let depth = if config.overlap { 2 } else { mesh.num_stages };
-    LocalExecutor::start(mesh, depth, move |seat| rank(&weights, seat, &config, pace))
+    let mut executor = LocalExecutor::start(mesh, depth, move |seat| rank(&weights, seat, &config, pace))?;
+    executor.start_recording();
+    Ok(executor)
 }
 
 /// Room for everybody, nothing shared.
