@@ -299,6 +299,10 @@ impl Device {
     /// # Errors
     /// Something in `work` cannot be recorded; nothing else has changed.
     pub fn record(&self, plan: &Plan, work: &mut dyn FnMut()) -> Result<Option<Graph>, DeviceError> {
+        // A group whose operations wait on the host would wait while nothing runs.
+        if !self.tensor_group.capturable() || !self.stage_group.capturable() {
+            return Ok(None);
+        }
         self.backend.record(plan, work)
     }
 
