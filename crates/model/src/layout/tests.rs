@@ -62,17 +62,21 @@ const MEASURED_DECODING: [(usize, usize, f64); 8] = [
     (2, 256, 44_954.0),
 ];
 
-/// Tensor ranks, tokens of the prompt, milliseconds to the first token: `docs/benchmarks.md`.
-const MEASURED_FIRST_TOKENS: [(usize, usize, f64); 8] = [
+/// Tensor ranks, tokens of the prompt, milliseconds to the first token: the same day, `bench matrix`.
+const MEASURED_FIRST_TOKENS: [(usize, usize, f64); 9] = [
     (1, 512, 10.8),
-    (1, 4096, 92.5),
-    (1, 16_384, 439.0),
-    (2, 4096, 54.9),
-    (2, 16_384, 280.0),
-    (2, 16_384, 251.0),
-    (2, 65_536, 1675.0),
-    (2, 130_000, 4909.0),
+    (1, 4096, 85.4),
+    (1, 16_384, 437.1),
+    (1, 65_536, 2973.6),
+    (1, 130_560, 9101.5),
+    (2, 4096, 52.2),
+    (2, 16_384, 246.0),
+    (2, 65_536, 1631.0),
+    (2, 130_560, 4890.0),
 ];
+
+/// Tokens a second of 512 requests of 1,024 tokens in and 256 out on one H200: the same day, `bench throughput`.
+const MEASURED_CROWD: f64 = 38_264.0;
 
 #[test]
 fn every_measured_row_is_predicted_within_a_fifth() {
@@ -91,6 +95,8 @@ fn every_measured_row_is_predicted_within_a_fifth() {
         let predicted = replica(tensor_size, 1).first_token_seconds(&machine, prompt_len, 8192);
         check(format!("TP {tensor_size}, first token after {prompt_len}"), predicted * 1e3, ms);
     }
+    let crowd = replica(1, 1).traffic(&machine, 256.0, (1024.0, 256.0), 8192.0);
+    check("TP 1, a crowd".to_owned(), 1e9 / crowd, 1e9 / MEASURED_CROWD);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
