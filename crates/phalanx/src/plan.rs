@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::args::{DtypeArg, PlanArgs};
 use crate::files::{NoModel, weight_type};
+use crate::launch::GPU_RESERVE_BYTES;
 use crate::{layout, terminal};
 
 /// A model to plan for.
@@ -140,7 +141,8 @@ fn plan_layout(
 ) -> Result<Fit, String> {
     let (config, _) = model.config.with_context(args.max_model_len).map_err(|error| error.to_string())?;
     let request = model.request(args, &config);
-    let budget = (args.device_memory as f64 * args.gpu_memory_utilization) as usize;
+    let share = (args.device_memory as f64 * args.gpu_memory_utilization) as usize;
+    let budget = share.saturating_sub(GPU_RESERVE_BYTES);
     let plans =
         memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(|error| error.to_string())?;
     let fit = fit(&plans, budget)?;

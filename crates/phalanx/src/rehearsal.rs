@@ -42,7 +42,7 @@ pub(crate) fn run(
         tell(tunings);
     }
     // Now that every choice stands, graphs are recorded of what many requests will want first.
-    play(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[])?;
+    play(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[16, 64, 128, 256, 512, 1024])?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use phalanx_model::{Limits, MemoryRequest, WeightFormats};
 use crate::args::{DeviceArg, EngineArgs, ModelArgs};
 use crate::files::ModelFiles;
 use crate::launch::{
-    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_MARGIN_BYTES, gpu_types, measurements, step_limits,
+    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_RESERVE_BYTES, gpu_types, measurements, step_limits,
 };
 use crate::layout::{compared, objective, remembered};
 use crate::{cards, gpu};
@@ -105,7 +105,7 @@ fn budget(gpus: &[Gpu], share: f64) -> usize {
         let total = gpu.hardware.memory_bytes;
         ((total as f64 * share) as usize).saturating_sub(total.saturating_sub(gpu.free_bytes))
     });
-    of_each.min().unwrap_or(0).saturating_sub(GPU_MARGIN_BYTES)
+    of_each.min().unwrap_or(0).saturating_sub(GPU_RESERVE_BYTES)
 }
 
 /// The links as an earlier start found them, or as they are found now.
@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn what_others_hold_of_the_fullest_gpu_is_not_planned_with() {
-        assert_eq!(budget(&[h200(140), h200(140)], 0.5), 69 << 30);
-        assert_eq!(budget(&[h200(140), h200(100)], 0.5), 29 << 30);
+        assert_eq!(budget(&[h200(140), h200(140)], 0.5), (70 << 30) - GPU_RESERVE_BYTES);
+        assert_eq!(budget(&[h200(140), h200(100)], 0.5), (30 << 30) - GPU_RESERVE_BYTES);
         assert_eq!(budget(&[h200(0), h200(140)], 0.5), 0);
     }
 

@@ -12,7 +12,7 @@ use phalanx_model::layout::{
 use serde_json::{Value, json};
 
 use crate::args::{ObjectiveArg, PlanArgs};
-use crate::launch::GPU_MARGIN_BYTES;
+use crate::launch::GPU_RESERVE_BYTES;
 use crate::plan::{self, gib};
 use crate::terminal;
 
@@ -56,7 +56,7 @@ const LEGEND: &str = "dp: replicas, pp: stages, tp: ranks of a layer. Decoding b
 
 /// Bytes of a GPU that a plan may use.
 fn budget(memory_bytes: usize, share: f64) -> usize {
-    ((memory_bytes as f64 * share) as usize).saturating_sub(GPU_MARGIN_BYTES)
+    ((memory_bytes as f64 * share) as usize).saturating_sub(GPU_RESERVE_BYTES)
 }
 
 /// Predicts all layouts and takes one.
