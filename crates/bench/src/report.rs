@@ -99,8 +99,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} on {}", self.model, self.device)?;
         for DeviceLimits { name, bandwidth, arithmetic } in &self.limits {
-            let (gigabytes, teraflops) = (bandwidth / 1e9, rounded(arithmetic / 1e12));
-            writeln!(f, "  {name}: reads {gigabytes:.0} GB/s, multiplies at {teraflops} TFLOP/s")?;
+            let (value, unit) = match arithmetic / 1e12 {
+                teraflops if teraflops < 1.0 => (1e3 * teraflops, "GFLOP/s"),
+                teraflops => (teraflops, "TFLOP/s"),
+            };
+            let gigabytes = bandwidth / 1e9;
+            writeln!(f, "  {name}: reads {gigabytes:.0} GB/s, multiplies at {} {unit}", rounded(value))?;
         }
         let width = self.figures.iter().map(|figure| figure.name.chars().count()).max().unwrap_or(0);
         for figure in &self.figures {

@@ -9,6 +9,7 @@ use crate::DeviceError;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::matrix::{Format, Matrix};
+use crate::noise::Noise;
 use crate::tensor::{Arena, Tensor};
 
 /// What a device does a second.
@@ -31,30 +32,38 @@ pub struct Extent {
     pub matrices: usize,
     /// Rows of activations of the large product.
     pub tokens: usize,
+    /// Products started one after the other and awaited together.
+    pub calls: usize,
 }
 
 impl Extent {
     /// A gigabyte of weights, 1.5 in all: several times any GPU's level-2 cache.
-    pub const GPU: Self = Self { rows: 32_768, columns: 8192, matrices: 2, tokens: 4096 };
-    /// A quarter of a gigabyte, which no core reads from its own cache.
-    pub const CPU: Self = Self { rows: 16_384, columns: 8192, matrices: 1, tokens: 64 };
+    pub const GPU: Self = Self { rows: 32_768, columns: 8192, matrices: 2, tokens: 4096, calls: 4 };
+    /// An eighth of a gigabyte, which few processors have a cache for.
+    pub const CPU: Self = Self { rows: 8192, columns: 8192, matrices: 1, tokens: 64, calls: 1 };
 }
 
 /// The best of so many runs counts: whatever else the machine does can only make one slower.
 const RUNS: usize = 4;
-/// Products of a run, started one after the other and awaited together.
-const CALLS: usize = 4;
 
 /// Measures `device`, with weights of `format` (16 bits an element).
 ///
 /// # Errors
 /// There is not that much memory, or the device faults.
 pub fn measure(device: &Device, format: Format, extent: Extent) -> Result<Limits, DeviceError> {
-    let Extent { rows, columns, matrices, tokens } = extent;
-    let bytes = noise(rows * format.row_bytes(columns));
-    let load = |_| device.load_matrix(format, rows, columns, &bytes);
-    let weights: Vec<Matrix> = (0..matrices).map(load).collect::<Result<_, _>>()?;
-    drop(bytes);
+    let Extent { rows, columns, matrices, tokens, calls } = extent;
+    let make = |key| {
+        let noise = Noise {
+            key,
+            spread: 1.0,
+            stored: format,
+            tensor_columns: columns,
+            rows: 0..rows,
+            columns: 0..columns,
+        };
+        device.make_matrix(format, &[noise])
+    };
+    let weights: Vec<Matrix> = (0..matrices as u64).map(make).collect::<Result<_, _>>()?;
     let seconds_of = |tokens: usize| -> Result<f64, DeviceError> {
         let x = activations(device, &weights[0], tokens)?;
         let mut out = tensor(device, device.activation_dtype(), tokens, rows)?;
@@ -62,12 +71,12 @@ pub fn measure(device: &Device, format: Format, extent: Extent) -> Result<Limits
         // The first run may look for the best algorithm.
         for run in 0..=RUNS {
             let start = Instant::now();
-            for call in 0..CALLS {
+            for call in 0..calls {
                 device.matmul(out.view_mut(), x.view(), &weights[call % matrices], None);
             }
             device.collect()?;
             if 0 < run {
-                best = best.min(start.elapsed().as_secs_f64() / CALLS as f64);
+                best = best.min(start.elapsed().as_secs_f64() / calls as f64);
             }
         }
         Ok(best)
@@ -92,23 +101,6 @@ fn activations(device: &Device, weights: &Matrix, tokens: usize) -> Result<Tenso
     Ok(x)
 }
 
-/// Bytes that are numbers of about 1 in either 16-bit type, of both signs. They repeat, which no product notices.
-fn noise(bytes: usize) -> Vec<u8> {
-    const PERIOD: usize = 1 << 16;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut words = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        // Sign and mantissa are random; the exponent says 0.5 to 2.
-        state & 0x80ff_80ff_80ff_80ff | 0x3f00_3f00_3f00_3f00
-    };
-    let period: Vec<u8> = (0..PERIOD / 8).flat_map(|_| words().to_le_bytes()).collect();
-    let mut noise = period.repeat(bytes.div_ceil(PERIOD));
-    noise.truncate(bytes);
-    noise
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +110,7 @@ mod tests {
     #[test]
     fn a_device_reads_and_multiplies() {
         let device = Device::new(Box::new(Cpu::new(1).expect("a thread")), Box::new(Alone), Box::new(Alone));
-        let extent = Extent { rows: 64, columns: 256, matrices: 2, tokens: 3 };
+        let extent = Extent { rows: 64, columns: 256, matrices: 2, tokens: 3, calls: 2 };
         for format in [Format::BF16, Format::F16] {
             let limits = measure(&device, format, extent).expect("there is memory");
             assert!(0.0 < limits.bandwidth && limits.bandwidth.is_finite(), "{limits:?}");

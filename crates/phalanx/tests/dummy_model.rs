@@ -71,7 +71,8 @@ fn assert_sound(figure: &Value) {
 #[test]
 fn each_bench_reports_figures_beside_their_limits() {
     let cases: [(&[&str], usize); 4] = [
-        (&["latency", "--batch-size", "1,3", "--output-len", "4"], 4),
+        // Long answers: all three requests have to be decoding at some moment, however busy this machine is.
+        (&["latency", "--batch-size", "1,3", "--output-len", "1000"], 4),
         (&["prefill", "--input-len", "5,40"], 4),
         (&["throughput", "--batch-size", "6", "--input-len", "20", "--output-len", "5"], 2),
         (&["throughput", "--batch-size", "6", "--input-len", "20", "--output-len", "5", "--mixed"], 2),
@@ -99,11 +100,7 @@ fn a_matrix_has_a_row_for_each_length_and_batch_that_fits_and_a_reason_for_each_
         assert!(0 < row["device_bytes"].as_u64().unwrap(), "{row}");
     }
     let reasons = report["left_out"].as_array().unwrap();
-    assert!(
-        reasons.len() == 2
-            && reasons.iter().all(|reason| reason.as_str().unwrap().contains("--max-model-len")),
-        "{reasons:?}"
-    );
+    assert!(reasons.len() == 1 && reasons[0].as_str().unwrap().contains("--max-model-len"), "{reasons:?}");
 }
 
 #[test]
