@@ -20,7 +20,7 @@ def rows(options, folder, row_type):
 def one(options, folder, golden, dtype, row_type):
     row = row_type(f"real 0.5b {dtype}, {len(golden)} prompts")
     command = [options.binary, "serve", "--model", options.real_model, "--port", "0", "--dtype", dtype,
-               "--max-model-len", "4096", "--device", options.device]
+               "--max-model-len", "4096", "--tp", "1", "--pp", "1", "--device", options.device]
     try:
         with Server(command, folder / f"real-{dtype}.log") as server:
             ask = lambda case: server.post("/generate", dict(
