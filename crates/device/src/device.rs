@@ -280,6 +280,12 @@ impl Device {
         self.tensor_group.gather_columns(out, x);
     }
 
+    /// Whether what this rank does with others may be recorded in a graph; see [`Collective::capturable`].
+    #[must_use]
+    pub fn capturable(&self) -> bool {
+        self.tensor_group.capturable() && self.stage_group.capturable()
+    }
+
     /// Ends the waits of the ranks around this one, which is lost; see [`Collective::abort`].
     pub fn abort(&self, reason: &str) {
         self.tensor_group.abort(reason);

@@ -226,8 +226,8 @@ impl EngineArgs {
 /// Which GPUs, and how they add up.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GpuArgs {
-    /// The GPU of each rank, by number; replica after replica, stage after stage. One may be named more than once: then its
-    /// ranks share it, to try out a layout [default: 0,1,2, ...].
+    /// The GPU of each rank, by number; replica after replica, stage after stage. Named more than once, its
+    /// ranks share it, to try out a layout. Without a parallel size they are tensor ranks [default: 0,1,2, ...].
     #[arg(long, value_delimiter = ',', value_name = "GPU")]
     pub(crate) gpus: Vec<usize>,
     /// How tensor ranks on GPUs add up. `auto`: for each size what is fastest, measured at start.

@@ -11,12 +11,14 @@ use phalanx_device::cuda::nvml::Nvml;
 use phalanx_device::cuda::parity::{self, Planted, Report};
 use phalanx_device::cuda::{Cuda, card, device_count, group, libraries, links, speed};
 use phalanx_device::facts::{GpuFacts, Holder};
-use phalanx_device::{Backend, DType};
+use phalanx_device::{Backend, DType, DeviceError};
 
 use phalanx_model::layout::cards::Hardware;
+use phalanx_model::layout::links::AllReduceTimes;
 
 use crate::doctor::gpus::Survey;
-use crate::doctor::kernels::{Case, Checked, Sum};
+use crate::doctor::kernels::{Case, Checked};
+use crate::doctor::sums::{Sum, Sums};
 use crate::layout::auto::{Gpu, Probed};
 use crate::no_room::CardRoom;
 
@@ -34,6 +36,7 @@ pub(crate) fn survey() -> Option<Survey> {
         gpus: nvml.and_then(|nvml| nvml.gpus().map_err(|error| error.to_string())),
         libraries: libraries::found(&[]),
         links: links::measure(&ordinals),
+        sums: sums(&ordinals).map_err(|error| error.to_string()),
         usable,
     })
 }
@@ -75,13 +78,29 @@ pub(crate) fn at_hand(count: usize) -> Result<Vec<Gpu>> {
 
 /// What lies between the first `count` GPUs.
 pub(crate) fn probe(count: usize) -> Probed {
-    let found = links::measure(&(0..count).collect::<Vec<_>>());
+    let gpus: Vec<usize> = (0..count).collect();
+    let found = links::measure(&gpus);
     let speeds = found.iter().filter_map(|link| link.measured.as_ref().ok()).map(|(bandwidth, _)| *bandwidth);
+    // The groups that layouts have: two, four, all.
+    let mut sizes = vec![2, 4, count.min(MOST_RANKS)];
+    sizes.retain(|ranks| (2..=count).contains(ranks));
+    sizes.sort_unstable();
+    sizes.dedup();
     Probed {
         reaches: found.iter().all(|link| link.peer),
         copy_bandwidth: speeds.min_by(f64::total_cmp),
-        all_reduce: Vec::new(),
+        all_reduce: sizes.into_iter().filter_map(|ranks| sum_times(&gpus[..ranks])).collect(),
     }
+}
+
+/// How long sums among `gpus` take in the way that is fastest; nothing when they cannot be measured.
+fn sum_times(gpus: &[usize]) -> Option<AllReduceTimes> {
+    let report = group::links::measure(gpus, &[]).ok()?;
+    let time = |timing: &SumTiming| {
+        let chosen = timing.us.iter().find(|(way, _)| *way == timing.chosen);
+        chosen.map(|(_, us)| (timing.bytes, f64::from(*us)))
+    };
+    Some(AllReduceTimes { ranks: gpus.len(), times: report.sums.iter().filter_map(time).collect() })
 }
 
 /// Reads how the GPUs stand, again and again; none where the driver's library is not there.
@@ -95,6 +114,21 @@ pub(crate) fn watch() -> Option<Box<dyn Fn() -> Vec<GpuFacts> + Send + Sync>> {
     }
 }
 
+/// How these GPUs add up.
+fn sums(ordinals: &[usize]) -> Result<Sums, DeviceError> {
+    if ordinals.is_empty() {
+        return Ok(Sums { summary: String::new(), warnings: Vec::new(), table: Vec::new() });
+    }
+    let report = group::links::measure(ordinals, &[])?;
+    let sum = |timing: &SumTiming| Sum {
+        bytes: timing.bytes,
+        us: timing.us.iter().map(|(way, us)| (way.to_string(), *us)).collect(),
+        chosen: timing.chosen.to_string(),
+    };
+    let table = report.sums.iter().map(sum).collect();
+    Ok(Sums { summary: report.summary(), warnings: report.warnings, table })
+}
+
 /// Every operation against the CPU's; `planted` tells the device of one row too few, which must be found.
 pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
     let count = device_count()?;
@@ -105,6 +139,10 @@ pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
         let cuda = Cuda::new(0, *dtype)?;
         checked.device = cuda.describe();
         checked.cases.extend(cases(dtype_name(*dtype), parity::run(&cuda, &reference, planted)));
+    }
+    // What ranks do together has no mistake planted.
+    if planted != Planted::Nothing {
+        return Ok(checked);
     }
     let options = Options {
         deadline: GROUP_DEADLINE,
@@ -119,12 +157,7 @@ pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
         checked.cases.extend(cases("all", parity::group::run(ordinals, &options)?));
     }
     if 1 < count {
-        let sum = |timing: SumTiming| Sum {
-            bytes: timing.bytes,
-            us: timing.us.iter().map(|(way, us)| (way.to_string(), *us)).collect(),
-            chosen: timing.chosen.to_string(),
-        };
-        checked.sums = group::links::measure(&each, &[])?.sums.into_iter().map(sum).collect();
+        checked.sums = sums(&each)?.table;
     }
     Ok(checked)
 }

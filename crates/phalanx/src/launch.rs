@@ -21,7 +21,7 @@ use phalanx_model::{
 use phalanx_scheduler::SchedulerConfig;
 use phalanx_worker::{KvCacheSpec, LocalExecutor, Mesh, Rank, RankOptions, SCRATCH_BLOCKS, Seat};
 
-use crate::args::{DeviceArg, DtypeArg, EngineArgs, ModelArgs};
+use crate::args::{AllReduceArg, DeviceArg, DtypeArg, EngineArgs, ModelArgs};
 use crate::files::{ModelFiles, NoModel, weight_type};
 use crate::gpu::{self, Gpus};
 use crate::no_room::Attempt;
@@ -256,6 +256,9 @@ pub(crate) fn on_gpus(args: &EngineArgs) -> bool {
 /// Chooses GPUs or the CPU, and what follows from that.
 fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) -> Result<Kind> {
     if !on_gpus(args) {
+        if !args.gpus.gpus.is_empty() || args.gpus.all_reduce != AllReduceArg::Auto {
+            bail!("--gpus and --all-reduce are for GPUs, and this would run on the CPU: leave them out");
+        }
         return Ok(Kind {
             gpus: None,
             activation_dtype: DType::F32,

@@ -4,6 +4,7 @@ use phalanx_device::facts::{DriverFacts, GpuFacts, Holder, Known, LibraryFacts, 
 use serde_json::{Value, json};
 
 use super::finding::Finding;
+use super::sums::{self, Sums};
 use crate::plan::gib;
 
 /// GPUs older than this have no kernels.
@@ -23,6 +24,7 @@ pub(crate) struct Survey {
     pub(crate) gpus: Known<Vec<GpuFacts>>,
     pub(crate) libraries: Vec<LibraryFacts>,
     pub(crate) links: Vec<LinkFacts>,
+    pub(crate) sums: Known<Sums>,
 }
 
 /// All lines. `cards` are NVIDIA's GPUs on the machine's bus, seen without any driver; `survey` is none in a binary
@@ -49,6 +51,7 @@ pub(crate) fn findings(cards: usize, survey: Option<&Survey>) -> Vec<Finding> {
         findings.extend(gpus.iter().flat_map(gpu));
         findings.extend(survey.libraries.iter().map(library));
         findings.extend(links(&survey.links));
+        findings.extend(sums::findings(&survey.sums));
     }
     findings
 }
@@ -359,6 +362,7 @@ pub(crate) mod tests {
                 found: Ok(("/usr/lib/libnccl.so.2".to_owned(), "2.28.9".to_owned())),
             }],
             links: vec![LinkFacts { from: 0, to: 1, peer: true, measured: Ok((380e9, 9.5)) }],
+            sums: Ok(Sums { summary: String::new(), warnings: Vec::new(), table: Vec::new() }),
         }
     }
 
@@ -421,6 +425,7 @@ pub(crate) mod tests {
             gpus: absent(),
             libraries: Vec::new(),
             links: Vec::new(),
+            sums: absent(),
         };
         let old = DriverFacts { version: Ok("535.1".to_owned()), cuda: Ok((12, 2)) };
         let cases = [

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use phalanx_device::DType;
 use serde_json::{Value, json};
 
+use super::sums::Sum;
 use crate::args::{DoctorArgs, KernelDtype};
 use crate::{cards, terminal};
 
@@ -25,15 +26,6 @@ pub(crate) struct Checked {
     pub(crate) cases: Vec<Case>,
     /// Sums over the GPUs, by size.
     pub(crate) sums: Vec<Sum>,
-}
-
-/// How long the sum of an array over the GPUs takes.
-pub(crate) struct Sum {
-    pub(crate) bytes: usize,
-    /// Microseconds, by the way to add up.
-    pub(crate) us: Vec<(String, f32)>,
-    /// The way that is taken.
-    pub(crate) chosen: String,
 }
 
 /// All cases of one operation in one type.
@@ -125,10 +117,7 @@ fn table(checked: &Checked) -> String {
             case.dtype, case.operation, case.case, case.error, case.limit
         ));
     }
-    lines.extend(checked.sums.iter().map(|Sum { bytes, us, chosen }| {
-        let ways: Vec<String> = us.iter().map(|(way, us)| format!("{way} {us:.1} us")).collect();
-        format!("all_reduce of {bytes} bytes: {}; {chosen} is taken", ways.join(", "))
-    }));
+    lines.extend(checked.sums.iter().map(|sum| format!("all_reduce of {sum}")));
     let passed = checked.cases.iter().filter(|case| !missed(case)).count();
     lines.push(format!("{passed} of {} cases passed", checked.cases.len()));
     lines.join("\n")
@@ -141,16 +130,11 @@ fn as_json(checked: &Checked) -> Value {
         json!({"operation": case.operation, "dtype": case.dtype, "case": case.case, "error": error(case.error),
                "limit": case.limit, "passed": !missed(case)})
     };
-    let sum = |Sum { bytes, us, chosen }: &Sum| {
-        let us: serde_json::Map<String, Value> =
-            us.iter().map(|(way, us)| (way.clone(), json!(us))).collect();
-        json!({"bytes": bytes, "us": us, "chosen": chosen})
-    };
     json!({
         "device": checked.device,
         "passed": !checked.cases.iter().any(missed),
         "cases": checked.cases.iter().map(case).collect::<Vec<_>>(),
-        "all_reduce": checked.sums.iter().map(sum).collect::<Vec<_>>(),
+        "all_reduce": checked.sums.iter().map(Sum::json).collect::<Vec<_>>(),
     })
 }
 
@@ -183,7 +167,7 @@ mod tests {
         let checked = Checked { device: "GPU 0".to_owned(), cases, sums: vec![sum] };
         let table = table(&checked);
         assert!(table.contains("MISS in 1") && table.ends_with("3 of 5 cases passed"), "{table}");
-        let line = "all_reduce of 8192 bytes: flagged 2.5 us, NCCL 12.0 us; flagged is taken";
+        let line = "all_reduce of 8 KiB: flagged 2.5 us, NCCL 12.0 us; flagged is taken";
         assert!(table.contains(line), "{table}");
         assert_eq!(as_json(&checked)["all_reduce"][0]["us"]["NCCL"], 12.0);
         assert_eq!(as_json(&checked)["passed"], false);

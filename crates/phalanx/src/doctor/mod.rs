@@ -5,6 +5,7 @@ pub(crate) mod gpus;
 pub(crate) mod kernels;
 mod machine;
 mod models;
+pub(crate) mod sums;
 
 use std::net::SocketAddr;
 

@@ -58,6 +58,10 @@ pub(crate) fn decide(
         }
         return Ok(args.clone());
     }
+    if let named @ 1.. = args.gpus.gpus.len() {
+        // Nothing is known of what named GPUs are to be, but that all of them are meant.
+        return Ok(EngineArgs { tensor_parallel_size: Some(named), ..args.clone() });
+    }
     let count = if args.device == DeviceArg::Cpu { 0 } else { gpu::count() };
     if count < 2 {
         return Ok(args.clone());

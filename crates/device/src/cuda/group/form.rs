@@ -74,13 +74,16 @@ pub fn form(ordinals: &[usize], traffic: Traffic, options: &Options) -> Result<F
     let mut shared = Shared::new(ordinals, traffic, route, options.deadline)?;
     let mut links = LinkReport { pairs, route, nccl: None, sums: Vec::new(), warnings };
     let sums = traffic == Traffic::Sums && 1 < ordinals.len();
-    if sums && wants_library(&links.pairs, route, options) {
+    let needs_library = needs_library(&links.pairs, route, options.all_reduce);
+    if sums && (needs_library || options.compare) {
         links.nccl = Some(connect(&mut shared, &links.pairs, options));
         if let Some(Err(error)) = &links.nccl {
             if options.all_reduce == AllReduce::Nccl {
                 return Err(DeviceError(format!("--all-reduce nccl: {error}")));
             }
-            links.warnings.push(format!("sums go without NCCL: {error}"));
+            if needs_library && shared.turns.is_none() {
+                links.warnings.push(format!("sums go without NCCL: {error}"));
+            }
         }
     }
     let algorithms = candidates(&shared, &links.pairs);
@@ -124,11 +127,12 @@ fn route(pairs: &[Pair], asked: AllReduce) -> Result<(Route, Vec<String>), Devic
     }
 }
 
-fn wants_library(pairs: &[Pair], route: Route, options: &Options) -> bool {
-    match options.all_reduce {
+/// Where GPUs are close, our own sums were faster than the library's at every size.
+fn needs_library(pairs: &[Pair], route: Route, asked: AllReduce) -> bool {
+    match asked {
         AllReduce::Nccl => true,
-        AllReduce::Peer | AllReduce::Host => options.compare,
-        AllReduce::Auto => options.compare || route == Route::Host || !pairs.iter().all(|pair| pair.close),
+        AllReduce::Peer | AllReduce::Host => false,
+        AllReduce::Auto => route == Route::Host || !pairs.iter().all(|pair| pair.close),
     }
 }
 
