@@ -430,6 +430,11 @@ pub(crate) struct DoctorArgs {
     /// The port a server would listen on.
     #[arg(long, short, default_value_t = 8000)]
     pub(crate) port: u16,
+    /// Folders, or Python environments, in which NVIDIA's libraries are looked for first; as `serve` has it.
+    #[arg(long, env = "PHALANX_LIBRARY_PATH", value_delimiter = ':', value_name = "FOLDER")]
+    pub(crate) library_path: Vec<PathBuf>,
+    #[arg(long, env = "VIRTUAL_ENV", hide = true)]
+    pub(crate) virtual_env: Option<PathBuf>,
     /// Check every operation of the GPUs against the CPU instead, with random inputs.
     #[arg(long, conflicts_with = "speed")]
     pub(crate) kernels: bool,

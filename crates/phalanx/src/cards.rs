@@ -1,6 +1,7 @@
 //! GPUs looked at rather than computed with: for `doctor` and for gauges. Without the feature `cuda` its place is taken
 //! by `no_cards.rs`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -27,16 +28,16 @@ const MOST_RANKS: usize = 8;
 const GROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Everything there is to know about this machine's GPUs.
-pub(crate) fn survey() -> Option<Survey> {
+pub(crate) fn survey(folders: &[PathBuf]) -> Option<Survey> {
     let usable = device_count().map_err(|error| error.to_string());
     let nvml = Nvml::open().map_err(|error| error.to_string());
     let ordinals: Vec<usize> = (0..usable.clone().unwrap_or(0)).collect();
     Some(Survey {
         driver: nvml.as_ref().map(Nvml::driver).map_err(Clone::clone),
         gpus: nvml.and_then(|nvml| nvml.gpus().map_err(|error| error.to_string())),
-        libraries: libraries::found(&[]),
+        libraries: libraries::found(folders),
         links: links::measure(&ordinals),
-        sums: sums(&ordinals).map_err(|error| error.to_string()),
+        sums: sums(&ordinals, folders).map_err(|error| error.to_string()),
         usable,
     })
 }
@@ -115,11 +116,11 @@ pub(crate) fn watch() -> Option<Box<dyn Fn() -> Vec<GpuFacts> + Send + Sync>> {
 }
 
 /// How these GPUs add up.
-fn sums(ordinals: &[usize]) -> Result<Sums, DeviceError> {
+fn sums(ordinals: &[usize], folders: &[PathBuf]) -> Result<Sums, DeviceError> {
     if ordinals.is_empty() {
         return Ok(Sums { summary: String::new(), warnings: Vec::new(), table: Vec::new() });
     }
-    let report = group::links::measure(ordinals, &[])?;
+    let report = group::links::measure(ordinals, folders)?;
     let sum = |timing: &SumTiming| Sum {
         bytes: timing.bytes,
         us: timing.us.iter().map(|(way, us)| (way.to_string(), *us)).collect(),
@@ -157,7 +158,7 @@ pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
         checked.cases.extend(cases("all", parity::group::run(ordinals, &options)?));
     }
     if 1 < count {
-        checked.sums = sums(&each)?.table;
+        checked.sums = sums(&each, &[])?.table;
     }
     Ok(checked)
 }

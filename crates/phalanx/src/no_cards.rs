@@ -1,5 +1,7 @@
 //! In the place of `cards.rs` when the binary is built without the feature `cuda`: there is nothing to look at.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 use phalanx_device::DType;
 use phalanx_device::facts::GpuFacts;
@@ -12,7 +14,7 @@ use crate::no_room::CardRoom;
 const WITHOUT: &str = "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found";
 
 /// None: nobody could look.
-pub(crate) fn survey() -> Option<Survey> {
+pub(crate) fn survey(_folders: &[PathBuf]) -> Option<Survey> {
     None
 }
 

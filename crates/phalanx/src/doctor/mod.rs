@@ -8,6 +8,7 @@ mod models;
 pub(crate) mod sums;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use phalanx_device::DType;
@@ -40,7 +41,8 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
 fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("phalanx", env!("CARGO_PKG_VERSION"))];
     findings.extend(machine::processor());
-    findings.extend(gpus::findings(machine::cards_on_the_bus(), cards::survey().as_ref()));
+    let folders: Vec<PathBuf> = args.library_path.iter().chain(&args.virtual_env).cloned().collect();
+    findings.extend(gpus::findings(machine::cards_on_the_bus(), cards::survey(&folders).as_ref()));
     findings.extend(models::findings(args));
     findings.extend(machine::limits());
     findings.push(machine::port(SocketAddr::new(args.host, args.port)));
