@@ -241,6 +241,13 @@ pub(crate) struct GpuArgs {
     pub(crate) virtual_env: Option<PathBuf>,
 }
 
+impl GpuArgs {
+    /// Where NVIDIA's libraries are looked for first.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        self.library_path.iter().chain(&self.virtual_env).cloned().collect()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AllReduceArg {
     /// What is fastest.

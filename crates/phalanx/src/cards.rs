@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::Result;
 use phalanx_device::cpu::Cpu;
 use phalanx_device::cuda::group::form::{AllReduce, Options};
+use phalanx_device::cuda::group::pairs::Pair;
 use phalanx_device::cuda::group::table::SumTiming;
 use phalanx_device::cuda::nvml::Nvml;
 use phalanx_device::cuda::parity::{self, Planted, Report};
 use phalanx_device::cuda::{Cuda, card, device_count, group, libraries, links, speed};
 use phalanx_device::facts::{GpuFacts, Holder};
 use phalanx_device::{Backend, DType, DeviceError};
-
 use phalanx_model::layout::cards::Hardware;
 use phalanx_model::layout::links::AllReduceTimes;
 
@@ -60,10 +60,10 @@ pub(crate) fn room(count: usize) -> Vec<CardRoom> {
     gpus.into_iter().filter_map(room).collect()
 }
 
-/// The first `count` GPUs as a layout is chosen for.
-pub(crate) fn at_hand(count: usize) -> Result<Vec<Gpu>> {
-    let look = |ordinal| {
-        let card = card::look_at(ordinal)?;
+/// These GPUs as a layout is chosen for.
+pub(crate) fn at_hand(ordinals: &[usize]) -> Result<Vec<Gpu>> {
+    let look = |ordinal: &usize| {
+        let card = card::look_at(*ordinal)?;
         let hardware = Hardware {
             name: card.name,
             memory_bytes: card.total_bytes,
@@ -74,34 +74,33 @@ pub(crate) fn at_hand(count: usize) -> Result<Vec<Gpu>> {
         };
         Ok(Gpu { uuid: card.uuid, hardware, free_bytes: card.free_bytes })
     };
-    (0..count).map(look).collect()
+    ordinals.iter().map(look).collect()
 }
 
-/// What lies between the first `count` GPUs.
-pub(crate) fn probe(count: usize) -> Probed {
-    let gpus: Vec<usize> = (0..count).collect();
-    let found = links::measure(&gpus);
-    let speeds = found.iter().filter_map(|link| link.measured.as_ref().ok()).map(|(bandwidth, _)| *bandwidth);
-    // The groups that layouts have: two, four, all.
-    let mut sizes = vec![2, 4, count.min(MOST_RANKS)];
-    sizes.retain(|ranks| (2..=count).contains(ranks));
-    sizes.sort_unstable();
-    sizes.dedup();
-    Probed {
-        reaches: found.iter().all(|link| link.peer),
-        copy_bandwidth: speeds.min_by(f64::total_cmp),
-        all_reduce: sizes.into_iter().filter_map(|ranks| sum_times(&gpus[..ranks])).collect(),
+/// What lies between these GPUs, found out with data; sums are timed in groups of two, four and eight of them, and of all.
+pub(crate) fn probe(ordinals: &[usize], folders: &[PathBuf]) -> Result<Probed> {
+    let most = ordinals.len().min(MOST_RANKS);
+    let mut sizes: Vec<usize> = [2, 4, 8].into_iter().filter(|size| *size < most).collect();
+    sizes.push(most);
+    let mut all_reduce = Vec::new();
+    let mut pairs = Vec::new();
+    for ranks in sizes {
+        // The last group is of the most GPUs, and with it all pairs are tried.
+        let of = if ranks == most { ordinals } else { &ordinals[..ranks] };
+        let found = group::links::measure(of, folders)?;
+        let taken = |timing: &SumTiming| {
+            let us = timing.us.iter().find(|(way, _)| *way == timing.chosen)?.1;
+            Some((timing.bytes, f64::from(us)))
+        };
+        let times: Vec<(usize, f64)> = found.sums.iter().filter_map(taken).collect();
+        if !times.is_empty() {
+            all_reduce.push(AllReduceTimes { ranks, times });
+        }
+        pairs = found.pairs;
     }
-}
-
-/// How long sums among `gpus` take in the way that is fastest; nothing when they cannot be measured.
-fn sum_times(gpus: &[usize]) -> Option<AllReduceTimes> {
-    let report = group::links::measure(gpus, &[]).ok()?;
-    let time = |timing: &SumTiming| {
-        let chosen = timing.us.iter().find(|(way, _)| *way == timing.chosen);
-        chosen.map(|(_, us)| (timing.bytes, f64::from(*us)))
-    };
-    Some(AllReduceTimes { ranks: gpus.len(), times: report.sums.iter().filter_map(time).collect() })
+    let reaches = pairs.iter().all(Pair::is_trusted);
+    let slowest = pairs.iter().map(|pair| f64::from(pair.gb_per_s) * 1e9).min_by(f64::total_cmp);
+    Ok(Probed { reaches, write_bandwidth: slowest.filter(|_| reaches), all_reduce })
 }
 
 /// Reads how the GPUs stand, again and again; none where the driver's library is not there.

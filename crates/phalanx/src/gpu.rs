@@ -57,7 +57,7 @@ impl Gpus {
     ) -> Result<Self> {
         let ranks = mesh.tensor_size * mesh.num_stages;
         let ordinals = deal(ranks * replicas, device_count()?, &args.gpus)?;
-        let folders: Vec<PathBuf> = args.library_path.iter().chain(&args.virtual_env).cloned().collect();
+        let folders = args.folders();
         let tunings = Arc::new(Tunings::remembered(&measurements.join("matmul.txt")));
         let opened = open(&ordinals, dtype, &folders, &tunings)?;
         let options = Options {

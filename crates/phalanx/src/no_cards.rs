@@ -24,13 +24,13 @@ pub(crate) fn room(_count: usize) -> Vec<CardRoom> {
 }
 
 /// None.
-pub(crate) fn at_hand(_count: usize) -> Result<Vec<Gpu>> {
+pub(crate) fn at_hand(_ordinals: &[usize]) -> Result<Vec<Gpu>> {
     Ok(Vec::new())
 }
 
-/// Nothing.
-pub(crate) fn probe(_count: usize) -> Probed {
-    Probed { reaches: false, copy_bandwidth: None, all_reduce: Vec::new() }
+/// Says what to do about it.
+pub(crate) fn probe(_ordinals: &[usize], _folders: &[PathBuf]) -> Result<Probed> {
+    bail!(WITHOUT)
 }
 
 /// None.

@@ -1,6 +1,8 @@
 //! The layout of this machine's GPUs when nobody gives one: the cards are looked at, their links probed or remembered,
 //! every candidate predicted, and one of them taken and told why.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use phalanx_model::layout::Subject;
 use phalanx_model::layout::cards::{Card, Hardware};
@@ -9,7 +11,7 @@ use phalanx_model::layout::links::{AllReduceTimes, Links, Wiring};
 use phalanx_model::layout::{Layout, Machine};
 use phalanx_model::{Limits, MemoryRequest, WeightFormats};
 
-use crate::args::{DeviceArg, EngineArgs, ModelArgs};
+use crate::args::{DeviceArg, EngineArgs, GpuArgs, ModelArgs};
 use crate::files::ModelFiles;
 use crate::launch::{
     GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_RESERVE_BYTES, gpu_types, measurements, step_limits,
@@ -33,14 +35,14 @@ pub(crate) struct Gpu {
 pub(crate) struct Probed {
     /// Each reaches the memory of each other one.
     pub(crate) reaches: bool,
-    /// Bytes a second that a copy between the two farthest apart reached.
-    pub(crate) copy_bandwidth: Option<f64>,
-    /// How long sums took.
+    /// Bytes a second that kernels of one wrote to the memory of another, of the two farthest apart.
+    pub(crate) write_bandwidth: Option<f64>,
+    /// How long sums took, in groups of some sizes.
     pub(crate) all_reduce: Vec<AllReduceTimes>,
 }
 
-/// The share of a link's bandwidth, as data sheets have it, that a large copy reaches (372 of an H200's 450 GB/s).
-const COPY_SHARE: f64 = 0.83;
+/// The share of a link's bandwidth, as data sheets have it, that a kernel's writes reach (315 of an H200's 450 GB/s).
+const WRITE_SHARE: f64 = 0.7;
 
 /// `args` with the three parallel sizes set: as given, or chosen for what is at hand when none is.
 ///
@@ -58,16 +60,19 @@ pub(crate) fn decide(
         }
         return Ok(args.clone());
     }
-    if let named @ 1.. = args.gpus.gpus.len() {
-        // Nothing is known of what named GPUs are to be, but that all of them are meant.
-        return Ok(EngineArgs { tensor_parallel_size: Some(named), ..args.clone() });
+    let there = if args.device == DeviceArg::Cpu { 0 } else { gpu::count() };
+    let named = &args.gpus.gpus;
+    if 0 < there && named.iter().enumerate().any(|(place, gpu)| named[..place].contains(gpu)) {
+        // Ranks that share a GPU try a layout out: nothing is to be won, but all of them are meant.
+        return Ok(EngineArgs { tensor_parallel_size: Some(named.len()), ..args.clone() });
     }
-    let count = if args.device == DeviceArg::Cpu { 0 } else { gpu::count() };
-    if count < 2 {
+    let ordinals = ordinals(named, there)?;
+    if ordinals.len() < 2 {
         return Ok(args.clone());
     }
-    let gpus = cards::at_hand(count)?;
-    let machine = machine(&gpus, &probed(&gpus, &measurements(model, args)));
+    let gpus = cards::at_hand(&ordinals)?;
+    let file = measurements(model, args).join("links.json");
+    let machine = machine(&gpus, &probed(&gpus, &file, || cards::probe(&ordinals, &args.gpus.folders()))?);
     let (config, _) = files.weights.config().with_context(args.max_model_len)?;
     let (dtype, weight_type) = gpu_types(files, model)?;
     let (max_tokens, max_samples) = step_limits(args, GPU_BATCHED_TOKENS)?;
@@ -99,8 +104,24 @@ fn with_layout(args: &EngineArgs, layout: Layout) -> EngineArgs {
         data_parallel_size: Some(layout.replicas),
         pipeline_parallel_size: Some(layout.num_stages),
         tensor_parallel_size: Some(layout.tensor_size),
+        gpus: GpuArgs {
+            // One is named for each rank.
+            gpus: args.gpus.gpus.iter().copied().take(layout.num_gpus()).collect(),
+            ..args.gpus.clone()
+        },
         ..args.clone()
     }
+}
+
+/// The GPUs to lay out: those that were named, or all.
+fn ordinals(named: &[usize], there: usize) -> Result<Vec<usize>> {
+    if named.is_empty() || there == 0 {
+        return Ok((0..there).collect());
+    }
+    if let Some(absent) = named.iter().find(|ordinal| there <= **ordinal) {
+        bail!("--gpus names GPU {absent} and there are {there}, numbered from 0: see nvidia-smi");
+    }
+    Ok(named.to_vec())
 }
 
 /// Bytes that a rank may use of the fullest GPU, less what launching keeps free.
@@ -113,17 +134,16 @@ fn budget(gpus: &[Gpu], share: f64) -> usize {
 }
 
 /// The links as an earlier start found them, or as they are found now.
-fn probed(gpus: &[Gpu], folder: &std::path::Path) -> Probed {
+fn probed(gpus: &[Gpu], file: &Path, probe: impl FnOnce() -> Result<Probed>) -> Result<Probed> {
     let uuids: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
-    let file = folder.join("links.json");
-    if let Some(probed) = remembered::load(&file, &uuids) {
-        return probed;
+    if let Some(probed) = remembered::load(file, &uuids) {
+        return Ok(probed);
     }
-    let probed = cards::probe(gpus.len());
-    if let Err(error) = remembered::store(&file, &uuids, &probed) {
+    let probed = probe()?;
+    if let Err(error) = remembered::store(file, &uuids, &probed) {
         tracing::debug!("the links are probed again at the next start: {}: {error}", file.display());
     }
-    probed
+    Ok(probed)
 }
 
 /// The machine, as fast as its slowest card and its slowest link.
@@ -137,12 +157,12 @@ fn machine(gpus: &[Gpu], probed: &Probed) -> Machine {
     if gpus.iter().any(|gpu| gpu.hardware.name != gpus[0].hardware.name) {
         tracing::warn!("the GPUs differ: layouts are predicted as if all were like {}", slowest.name);
     }
-    let copied = probed.copy_bandwidth.map(|bandwidth| bandwidth / COPY_SHARE);
+    let measured = probed.write_bandwidth.map(|bandwidth| bandwidth / WRITE_SHARE);
     let listed = slowest.link_bandwidth;
     let bandwidth = match slowest.wiring {
-        // Pairs differ where cards are bridged, and a copy through the host says little about sums through it.
+        // Pairs differ where cards are bridged, and nothing is written directly where all goes through the host.
         Wiring::Bridge | Wiring::Host => listed,
-        Wiring::NvLink | Wiring::Pcie => copied.unwrap_or(listed),
+        Wiring::NvLink | Wiring::Pcie => measured.unwrap_or(listed),
     };
     let links = Links { wiring: slowest.wiring, bandwidth, measured: probed.all_reduce.clone() };
     Machine { card: Card { memory_bytes, ..slowest }, num_gpus: gpus.len(), links }
@@ -172,15 +192,39 @@ mod tests {
     }
 
     #[test]
+    fn the_gpus_that_are_named_are_laid_out() {
+        assert_eq!(ordinals(&[], 3).unwrap(), [0, 1, 2]);
+        assert_eq!(ordinals(&[2, 0], 3).unwrap(), [2, 0]);
+        let refused = |named: &[usize]| ordinals(named, 3).unwrap_err().to_string();
+        assert!(refused(&[0, 3]).contains("--gpus names GPU 3 and there are 3"));
+    }
+
+    #[test]
+    fn links_are_probed_once() {
+        let folder = std::env::temp_dir().join(format!("phalanx-links-{}", std::process::id()));
+        let file = folder.join("links.json");
+        let found = Probed { reaches: true, write_bandwidth: Some(3e11), all_reduce: Vec::new() };
+        let gpus = [h200(140), h200(140)];
+        for _ in 0..2 {
+            assert_eq!(probed(&gpus, &file, || Ok(found.clone())).unwrap(), found);
+        }
+        let again = probed(&gpus, &file, || bail!("probed twice"));
+        assert_eq!(again.unwrap(), found);
+        std::fs::write(&file, "torn").unwrap();
+        assert!(probed(&gpus, &file, || bail!("probed again")).is_err());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn a_machine_is_as_fast_as_its_slowest_part() {
-        let probed = Probed { reaches: true, copy_bandwidth: Some(166e9), all_reduce: Vec::new() };
+        let probed = Probed { reaches: true, write_bandwidth: Some(140e9), all_reduce: Vec::new() };
         let found = machine(&[h200(140), h200(140)], &probed);
         assert_eq!((found.num_gpus, found.links.wiring), (2, Wiring::NvLink));
         assert!((found.links.bandwidth - 200e9).abs() < 1.0, "slower than its data sheet");
         let mut other = h200(140);
         other.hardware.name = "NVIDIA A100-SXM4-40GB".to_owned();
         other.hardware.memory_bytes = 40 << 30;
-        let apart = Probed { reaches: false, copy_bandwidth: None, all_reduce: Vec::new() };
+        let apart = Probed { reaches: false, write_bandwidth: None, all_reduce: Vec::new() };
         let found = machine(&[h200(140), other], &apart);
         assert_eq!((found.card.name.as_str(), found.card.memory_bytes), ("A100-40G", 40 << 30));
         assert_eq!(found.links.wiring, Wiring::Host);

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::layout::auto::Probed;
 
 /// Counts up when probing finds other things than before. Another version of this program probes anew as well.
-const METHOD: u64 = 2;
+const METHOD: u64 = 3;
 
 /// What is remembered of these GPUs; none when nothing is, or the file is of another version, torn or not ours.
 pub(crate) fn load(file: &Path, uuids: &[String]) -> Option<Probed> {
@@ -42,7 +42,7 @@ fn written(before: &str, uuids: &[String], probed: &Probed) -> String {
     let groups = probed.all_reduce.iter().map(|group| json!({"ranks": group.ranks, "us": group.times}));
     let entry = json!({
         "reaches": probed.reaches,
-        "copy_bandwidth": probed.copy_bandwidth,
+        "write_bandwidth": probed.write_bandwidth,
         "all_reduce": groups.collect::<Vec<_>>(),
     });
     entries.insert(key(uuids), entry);
@@ -79,7 +79,7 @@ fn probed(entry: &Value) -> Option<Probed> {
     };
     Some(Probed {
         reaches: entry["reaches"].as_bool()?,
-        copy_bandwidth: match &entry["copy_bandwidth"] {
+        write_bandwidth: match &entry["write_bandwidth"] {
             Value::Null => None,
             number => Some(positive(number)?),
         },
@@ -95,7 +95,7 @@ mod tests {
         let times = vec![(7168, 5.0), (1 << 20, 8.5)];
         Probed {
             reaches: true,
-            copy_bandwidth: Some(372e9),
+            write_bandwidth: Some(315e9),
             all_reduce: vec![AllReduceTimes { ranks: 2, times }],
         }
     }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn what_was_probed_is_remembered_by_uuid() {
         let (two, others) = (uuids(&["GPU-a", "GPU-b"]), uuids(&["GPU-c", "GPU-d"]));
-        let apart = Probed { reaches: false, copy_bandwidth: None, all_reduce: Vec::new() };
+        let apart = Probed { reaches: false, write_bandwidth: None, all_reduce: Vec::new() };
         let text = written(&written("", &two, &example()), &others, &apart);
         assert_eq!(read(&text, &two), Some(example()));
         assert_eq!(read(&text, &others), Some(apart.clone()));
