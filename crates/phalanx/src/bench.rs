@@ -25,8 +25,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let limits = limits::measure(&args.model, &engine)?;
     files.timeline.end("limits");
     let launched = launch::start(&files, &args.model, &engine)?;
-    let capacity = capacity(&launched);
-    let roofline = Roofline { devices: limits, work: work(&launched), replicas: capacity.replicas };
+    let capacity = capacity(&launched, limits.ranks_of_fullest);
+    let roofline = Roofline { devices: limits.devices, work: work(&launched), replicas: capacity.replicas };
     let prompts = Prompts::new(files.tokenizer.vocab_size(), PROMPT_SEED);
     let mut suite = Suite { router: &launched.router, prompts, repeats: args.repeats, roofline: &roofline };
     let mut report = Report {
@@ -153,11 +153,11 @@ fn matrix(
     Ok((rows, left_out))
 }
 
-/// What the engine was sized for, as plain numbers.
-fn capacity(launched: &Launched) -> Capacity {
+/// What the engine was sized for, as plain numbers. A device may hold several ranks.
+fn capacity(launched: &Launched, ranks_of_device: usize) -> Capacity {
     let sizes = &launched.sizes;
     let of_plans = |value: fn(&phalanx_model::MemoryPlan) -> usize| {
-        sizes.plans.iter().map(value).max().expect("a layout has a rank")
+        ranks_of_device * sizes.plans.iter().map(value).max().expect("a layout has a rank")
     };
     Capacity {
         max_model_len: launched.router.max_model_len(),

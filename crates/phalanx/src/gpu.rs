@@ -24,8 +24,17 @@ pub(crate) fn count() -> usize {
 ///
 /// # Errors
 /// It cannot be opened.
-pub(crate) fn alone(gpu: usize, dtype: DType) -> Result<Device> {
-    Ok(Device::new(Box::new(Cuda::new(gpu, dtype)?), Box::new(Alone), Box::new(Alone)))
+pub(crate) fn alone(gpu: usize, dtype: DType, args: &GpuArgs) -> Result<Device> {
+    let cuda = Cuda::with_libraries(gpu, dtype, &args.folders())?;
+    Ok(Device::new(Box::new(cuda), Box::new(Alone), Box::new(Alone)))
+}
+
+/// The GPU of each of `ranks` ranks; one may stand there more than once.
+///
+/// # Errors
+/// There are too few, or one that was named is not there.
+pub(crate) fn of_ranks(ranks: usize, args: &GpuArgs) -> Result<Vec<usize>> {
+    deal(ranks, device_count()?, &args.gpus)
 }
 
 /// The GPUs of all replicas, with the groups they form.
@@ -56,7 +65,7 @@ impl Gpus {
         measurements: &Path,
     ) -> Result<Self> {
         let ranks = mesh.tensor_size * mesh.num_stages;
-        let ordinals = deal(ranks * replicas, device_count()?, &args.gpus)?;
+        let ordinals = of_ranks(ranks * replicas, args)?;
         let folders = args.folders();
         let tunings = Arc::new(Tunings::remembered(&measurements.join("matmul.txt")));
         let opened = open(&ordinals, dtype, &folders, &tunings)?;

@@ -9,14 +9,21 @@ use phalanx_worker::Mesh;
 
 use crate::args::GpuArgs;
 
+const NONE: &str = "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found";
+
 /// None.
 pub(crate) fn count() -> usize {
     0
 }
 
 /// Never called.
-pub(crate) fn alone(_gpu: usize, _dtype: DType) -> Result<Device> {
-    bail!("there are no GPUs in this binary")
+pub(crate) fn alone(_gpu: usize, _dtype: DType, _args: &GpuArgs) -> Result<Device> {
+    bail!(NONE)
+}
+
+/// Says what to do about it.
+pub(crate) fn of_ranks(_ranks: usize, _args: &GpuArgs) -> Result<Vec<usize>> {
+    bail!(NONE)
 }
 
 /// No value of this type exists.
@@ -31,9 +38,7 @@ impl Gpus {
         _args: &GpuArgs,
         _measurements: &Path,
     ) -> Result<Self> {
-        bail!(
-            "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found"
-        )
+        bail!(NONE)
     }
 
     /// Never called.
