@@ -21,7 +21,7 @@ mod sampler;
 pub mod speed;
 mod steps;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ pub struct Cuda {
     element: Element,
     multiprocessors: usize,
     /// Kernels may start while the one before drains (sm_90 and up).
-    overlaps: bool,
+    overlaps: Cell<bool>,
     /// There is wgmma (sm_90a, no other): long queries have a kernel of their own.
     hopper: bool,
     matmul: Matmul,
@@ -167,7 +167,7 @@ impl Cuda {
             description,
             element,
             multiprocessors,
-            overlaps: 9 <= facts.capability_major,
+            overlaps: Cell::new(9 <= facts.capability_major),
             hopper: facts.capability_major == 9,
             matmul,
             steps: RefCell::new(Steps::new(ordinal, multiprocessors)?),
@@ -195,12 +195,18 @@ impl Cuda {
         memory(self.ordinal)
     }
 
+    /// No kernel starts before the one ahead of it is done: where ranks share this GPU, kernels that start early could take
+    /// all the room, and what they wait for in turn would wait for room.
+    pub(crate) fn start_in_turn(&self) {
+        self.overlaps.set(false);
+    }
+
     /// Where to launch, on the thread at hand.
     fn launch(&self) -> Launch {
         self.note(runtime::use_device(self.ordinal));
         Launch {
             stream: self.stream.handle(),
-            overlaps: u32::from(self.overlaps),
+            overlaps: u32::from(self.overlaps.get()),
             multiprocessors: self.multiprocessors as u32,
         }
     }

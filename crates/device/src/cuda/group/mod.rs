@@ -56,6 +56,9 @@ impl Seat {
     #[must_use]
     pub fn take(self, cuda: &Cuda) -> Group {
         assert!(cuda.ordinal == self.shared.ordinals[self.rank], "the seat's GPU");
+        if self.shared.turns.is_some() {
+            cuda.start_in_turn();
+        }
         Group::new(self.shared, self.rank, cuda.launch(), Arc::clone(&cuda.stream))
     }
 }
