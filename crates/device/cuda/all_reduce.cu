@@ -184,8 +184,9 @@ __device__ __forceinline__ void share_of_two_shots(const AllReduceParams& p, voi
     const uint64_t stride = static_cast<uint64_t>(gridDim.x) * kThreads;
     const uint64_t first = begin + static_cast<uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
     uint64_t i = first;
-    // Whole rounds without a look at the end of the array.
-    for (; i + (kUnder - 1) * stride < end; i += kUnder * stride) {
+    // Whole rounds of whole vectors without a look at the end of the array.
+    const uint64_t vectors = p.count / kPerVector<T>, whole = vectors < end ? vectors : end;
+    for (; i + (kUnder - 1) * stride < whole; i += kUnder * stride) {
         Sum<T> sums[kUnder];
 #pragma unroll
         for (uint32_t r = 0; r < kMost; r++) {

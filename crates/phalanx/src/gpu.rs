@@ -143,6 +143,9 @@ impl Gpus {
         let rank = replica * ranks + place.stage * self.mesh.tensor_size + place.tensor_rank;
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner)[rank].take();
         let cuda = opened.context("each rank takes its GPU once")?;
+        if 1 < self.ordinals.iter().filter(|gpu| **gpu == cuda.ordinal()).count() {
+            cuda.start_in_turn();
+        }
         let (tensor, stage) = {
             let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
             let (tensor, stage) = &mut seats[rank];

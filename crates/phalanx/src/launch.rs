@@ -148,7 +148,6 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
             rehearsal::run(&mut executor, gpus.tunings(), blueprint.limits, blueprint.kv_cache)?;
             timeline.end("kernels");
         }
-        executor.start_recording();
         let options = engine_options(&blueprint, files, args, replica)?;
         engines.push(Engine::start(options, Arc::clone(&files.tokenizer), Box::new(executor))?);
     }

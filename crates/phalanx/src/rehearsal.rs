@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use phalanx_device::Tunings;
 use phalanx_model::Limits;
-use phalanx_scheduler::step::Executor;
-use phalanx_worker::{KvCacheSpec, Scene, rehearse};
+use phalanx_worker::{KvCacheSpec, LocalExecutor, Scene, rehearse};
 
 /// What the first start on a machine takes longer than the next ones, at most.
 const TUNING_TIME: Duration = Duration::from_secs(3);
@@ -16,18 +15,19 @@ const TUNING_TIME: Duration = Duration::from_secs(3);
 /// # Errors
 /// A rank is lost.
 pub(crate) fn run(
-    executor: &mut dyn Executor,
+    executor: &mut LocalExecutor,
     tunings: &Tunings,
     limits: Limits,
     kv_cache: KvCacheSpec,
 ) -> Result<()> {
-    let mut play = |batches: &[usize], chunks: &[usize]| {
-        rehearse(executor, &scenes(batches, chunks, limits, kv_cache), kv_cache.block_size)
-    };
+    let scenes = |batches: &[usize], chunks: &[usize]| scenes(batches, chunks, limits, kv_cache);
+    let mut play = |scenes: &[Scene]| rehearse(executor, scenes, kv_cache.block_size);
     // The longest chunk is tuned last: when its products are known, all are.
     let guessed_before = tunings.guessed();
-    play(&[], &[limits.max_tokens])?;
-    if tunings.guessed() != guessed_before {
+    let longest = scenes(&[], &[limits.max_tokens]);
+    play(&longest)?;
+    // Where it does not fit it tells nothing.
+    if longest.is_empty() || tunings.guessed() != guessed_before {
         // Decode steps first: should the time be over early, prompts' products are tuned at the next start.
         let batches: Vec<usize> = (8..=64).step_by(8).chain((96..=256).step_by(32)).collect();
         let chunks: Vec<usize> = (384..=1024)
@@ -36,13 +36,15 @@ pub(crate) fn run(
             .chain([limits.max_tokens])
             .collect();
         tunings.open_window(TUNING_TIME);
-        let tuned = play(&batches, &chunks);
+        let tuned = play(&scenes(&batches, &chunks));
         tunings.close_window();
         tuned?;
         tell(tunings);
     }
     // Now that every choice stands, graphs are recorded of what many requests will want first.
-    play(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[16, 64, 128, 256, 512, 1024])?;
+    executor.start_recording();
+    let first = scenes(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[16, 64, 128, 256, 512, 1024]);
+    rehearse(executor, &first, kv_cache.block_size)?;
     Ok(())
 }
 

@@ -77,8 +77,8 @@ impl Rank {
         let for_itself = options.overlap && place.is_first_stage();
         let samples = place.is_last_stage() && (place.tensor_rank == 0 || for_itself);
         let sampler = samples.then(Sampler::default);
-        let graphs =
-            (options.graphs && device.capturable()).then(|| Graphs::new(max_tokens.min(max_samples)));
+        // Steps are filled up on every rank alike, whether or not its own groups can be recorded: all add up the same rows.
+        let graphs = options.graphs.then(|| Graphs::new(max_tokens.min(max_samples)));
         let under_way = VecDeque::new();
         Ok(Self { device, model, kv, ids, sampled, place, options, sampler, graphs, under_way })
     }

@@ -87,6 +87,9 @@ __device__ __forceinline__ bool is_faulted(const PeerParams& p) {
     return *static_cast<const volatile uint32_t*>(&p.counts->faulted) != 0;
 }
 
+// No rank is as many calls ahead of another: the mailboxes' turns forbid it.
+constexpr uint32_t kFarAhead = 1 << 16;
+
 // A wait's patience: looked at once in so many turns, for the host's memory is far away.
 struct Wait {
     uint64_t start = 0;
@@ -95,6 +98,8 @@ struct Wait {
     // True when the wait shall end; the fault is noted then.
     __device__ bool is_over(const PeerParams& p, Operation operation, uint32_t peer) {
         if (++turns % 256 != 0) return false;
+        // One wait's fault ends those behind it at once.
+        if (is_faulted(p)) return true;
         const uint64_t now = now_ns();
         if (start == 0) start = now;
         const bool stopped = load_acquire(p.words + 1) != 0;
@@ -105,11 +110,12 @@ struct Wait {
     }
 };
 
-// Waits until a counter has come to `value`; counters wrap around.
+// Waits until a counter has come to `value`. Counters wrap around, and are never far ahead; what lies further behind than
+// that has not been touched for long.
 __device__ __forceinline__ void wait_for(const PeerParams& p, const uint32_t* counter, uint32_t value,
                                          Operation operation, uint32_t peer) {
     Wait wait;
-    while (static_cast<int32_t>(load_acquire(counter) - value) < 0) {
+    while (kFarAhead < load_acquire(counter) - value) {
         if (wait.is_over(p, operation, peer)) return;
     }
 }

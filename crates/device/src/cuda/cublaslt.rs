@@ -121,7 +121,7 @@ pub(crate) struct Problem {
 
 impl Drop for Problem {
     fn drop(&mut self) {
-        // SAFETY: the handles are ours, and the library outlives its problems (`matmul::Tuner` drops them first).
+        // SAFETY: the handles are ours, and the library outlives its problems (`Matmul` drops them first).
         unsafe {
             (self.destroy_layout)(self.weight);
             (self.destroy_layout)(self.x);

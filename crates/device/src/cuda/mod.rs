@@ -197,7 +197,7 @@ impl Cuda {
 
     /// No kernel starts before the one ahead of it is done: where ranks share this GPU, kernels that start early could take
     /// all the room, and what they wait for in turn would wait for room.
-    pub(crate) fn start_in_turn(&self) {
+    pub fn start_in_turn(&self) {
         self.overlaps.set(false);
     }
 

@@ -1,6 +1,7 @@
 //! Forms a group: tries its links with data, connects NCCL where it is wanted, and measures which sum is fastest.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -176,13 +177,18 @@ fn candidates(shared: &Shared, pairs: &[Pair]) -> Vec<Algorithm> {
 /// Times the algorithms on all ranks at once. A sum takes as long as its slowest rank.
 fn measure(shared: &Arc<Shared>, candidates: &[Algorithm]) -> Result<Vec<SumTiming>, DeviceError> {
     let barrier = Barrier::new(shared.size());
+    let measured = AtomicBool::new(false);
     let ranks: Vec<Result<Vec<f32>, DeviceError>> = std::thread::scope(|scope| {
+        // The library's first sum is what hangs where links are not what they seem.
+        scope.spawn(|| nccl::watch_until(shared, &measured));
         let start = |rank: usize| {
             let (shared, barrier) = (Arc::clone(shared), &barrier);
             scope.spawn(move || measure_rank(&shared, rank, candidates, barrier))
         };
         let threads: Vec<_> = (0..shared.size()).map(start).collect();
-        threads.into_iter().map(|thread| thread.join().expect("measuring does not panic")).collect()
+        let joined: Vec<_> = threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        measured.store(true, Ordering::Release);
+        joined.into_iter().map(|joined| joined.expect("measuring does not panic")).collect()
     });
     let ranks = ranks.into_iter().collect::<Result<Vec<_>, _>>()?;
     let slowest = |i: usize| ranks.iter().map(|us| us[i]).fold(0.0, f32::max);

@@ -56,9 +56,6 @@ impl Seat {
     #[must_use]
     pub fn take(self, cuda: &Cuda) -> Group {
         assert!(cuda.ordinal == self.shared.ordinals[self.rank], "the seat's GPU");
-        if self.shared.turns.is_some() {
-            cuda.start_in_turn();
-        }
         Group::new(self.shared, self.rank, cuda.launch(), Arc::clone(&cuda.stream))
     }
 }
@@ -79,7 +76,7 @@ const STOPPED: i32 = 1 << 16;
 impl Group {
     pub(crate) fn new(shared: Arc<Shared>, rank: usize, mut launch: Launch, stream: Arc<Stream>) -> Self {
         if shared.turns.is_some() {
-            // A kernel that starts early would take the room that another rank's needs to be waited for.
+            // As `Cuda::start_in_turn`: for the further pieces of an array.
             launch.overlaps = 0;
         }
         Self { shared, rank, launch, stream }
@@ -122,6 +119,7 @@ impl Group {
         let count = x.rows() * x.width();
         if 1 < self.size() && 0 < count && self.may_start("all_reduce") {
             self.sum(algorithm, x.address(), count, x.dtype());
+            self.finish_turn();
         }
     }
 
@@ -198,6 +196,13 @@ impl Group {
         }
     }
 
+    /// Ranks that share a GPU start nothing, load nothing and free nothing while a kernel waits for a peer's.
+    fn finish_turn(&self) {
+        if self.shared.turns.is_some() {
+            self.finish();
+        }
+    }
+
     /// Waits for a kernel that another rank on the same GPU waits for on the host.
     fn finish(&self) {
         self.launched(i32::from(self.stream.synchronize().is_err()));
@@ -257,6 +262,7 @@ impl Collective for Group {
         };
         // SAFETY: see `kernels`: the addresses are those of views of one shape, which fits flagged words.
         self.launched(unsafe { kernels::launch_all_reduce_norm(params, element, self.launch) });
+        self.finish_turn();
     }
 
     fn gather_columns(&self, out: ViewMut<'_>, x: View<'_>) {
@@ -286,6 +292,7 @@ impl Collective for Group {
             // SAFETY: see `kernels`: the rows lie in the views, and fit their places.
             self.launched(unsafe { kernels::launch_gather_columns(params, self.launch) });
         }
+        self.finish_turn();
     }
 
     fn send(&self, to: usize, x: View<'_>) {

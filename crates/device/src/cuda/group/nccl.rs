@@ -6,6 +6,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -256,6 +257,17 @@ pub(crate) fn watch(group: Weak<Shared>) -> Result<(), DeviceError> {
     };
     let started = std::thread::Builder::new().name("nccl watch".to_owned()).spawn(look);
     started.map(drop).map_err(|error| DeviceError(format!("no thread to watch NCCL: {error}")))
+}
+
+/// The same while a group forms, until it is `formed`.
+pub(crate) fn watch_until(group: &Shared, formed: &AtomicBool) {
+    let mut seen = vec![(0, Instant::now()); group.size()];
+    while !group.communicators.is_empty() && !formed.load(Ordering::Acquire) {
+        std::thread::sleep(LOOK_EVERY);
+        if has_ended(group, &mut seen) {
+            return;
+        }
+    }
 }
 
 /// Looks once; true when the group's communicators were aborted.
