@@ -19,6 +19,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
+import math
 import pathlib
 import random
 import shutil
@@ -125,17 +126,18 @@ class Row:
         squares, ours, theirs, yard = 0, [], [], 0.0
         for answer in self.answers:
             truth = reference.of(answer.prompt, answer.tokens)
-            yard = max(yard, truth.worst)
+            yard = larger(yard, truth.worst)
             theirs.append(truth.square)
             best = truth.logprobs.max(-1).values
             for position, token in enumerate(answer.tokens):
                 margin = (best[position] - truth.logprobs[position, token]).item()
-                self.forks += 0 < margin
-                self.widest_fork = max(self.widest_fork, margin)
+                # Negated, as below: a NaN is a fork, and `max` would lose it.
+                self.forks += not margin <= 0
+                self.widest_fork = larger(self.widest_fork, margin)
             for position, top in enumerate(answer.tops):
                 told = torch.tensor(list(top.values()), device=truth.logprobs.device)
                 error = (told - truth.logprobs[position, list(top)]).abs()
-                self.worst = max(self.worst, error.max().item())
+                self.worst = larger(self.worst, error.max().item())
                 squares += error.square().sum().item()
                 ours.append(len(top))
             self.positions += len(answer.tokens)
@@ -156,6 +158,11 @@ class Row:
             figures = (f"{self.worst:8.4f} {self.allowed:8.4f} {root(self.square):8.5f} {root(self.allowed_square):8.5f} "
                        f"{self.positions:6} {self.forks:5} {self.widest_fork:7.4f}")
         return f"{self.name:{width}} {figures}  {verdict}{' (' + self.note + ')' if self.note else ''}"
+
+
+def larger(one, other):
+    """As `max`, but a NaN stays."""
+    return one if math.isnan(one) or other <= one else other
 
 
 def prompt_of(length, tokens, seed):

@@ -40,7 +40,12 @@ def one(options, folder, golden, dtype, row_type):
 
 
 def fork_gap(answer, case):
-    """The reference's gap between its best two logits where the answer leaves it; None when it does not."""
+    """The reference's gap between its best two logits where the answer leaves it; None when it does not.
+
+    An answer of another length leaves it by no tie.
+    """
+    if len(answer) != len(case["tokens"]):
+        return float("inf")
     for ours, theirs, gap in zip(answer, case["tokens"], case["gaps"]):
         if ours != theirs:
             return gap

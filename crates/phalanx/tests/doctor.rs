@@ -76,6 +76,7 @@ fn kernels_without_gpus_fail_with_a_sentence() {
         Some(0) => assert!(String::from_utf8(output.stdout).unwrap().contains("cases passed")),
         code => {
             assert_eq!(code, Some(1));
+            assert!(!said.contains("cases missed"), "{said}");
             assert!(
                 said.starts_with("error: ") && (said.contains("GPU") || said.contains("driver")),
                 "{said}"
