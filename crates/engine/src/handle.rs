@@ -68,18 +68,25 @@ impl EngineHandle {
     /// [`RequestError::Invalid`] and [`RequestError::ContextLength`] for what it asks, [`RequestError::Overloaded`]
     /// when the queue is full, [`RequestError::EngineGone`] when the engine has ended or is about to.
     pub fn submit(&self, request: Request) -> Result<EventStream, RequestError> {
-        self.offer(request).inspect_err(|error| {
+        self.submit_spared(request, 0)
+    }
+
+    /// As [`EngineHandle::submit`], of a prompt of which `spared` tokens need not be computed here.
+    pub(crate) fn submit_spared(&self, request: Request, spared: usize) -> Result<EventStream, RequestError> {
+        self.offer(request, spared).inspect_err(|error| {
             if matches!(error, RequestError::Overloaded(_)) {
                 self.shared.published().snapshot.rejected_overloaded += 1;
             }
         })
     }
 
-    /// As [`EngineHandle::submit`], but a full queue is not counted as a refusal: the router has other engines to ask.
-    pub(crate) fn offer(&self, request: Request) -> Result<EventStream, RequestError> {
-        let lowered = lower(request, &self.shared.limits).inspect_err(|_| {
+    /// As [`EngineHandle::submit_spared`], but a full queue is not counted as a refusal: the router has other engines to
+    /// ask.
+    pub(crate) fn offer(&self, request: Request, spared: usize) -> Result<EventStream, RequestError> {
+        let mut lowered = lower(request, &self.shared.limits).inspect_err(|_| {
             self.shared.published().snapshot.rejected_invalid += 1;
         })?;
+        lowered.prompt_load = lowered.prompt_load.saturating_sub(spared);
         let lifecycle = self.shared.lifecycle();
         if *lifecycle != Lifecycle::Running {
             drop(lifecycle);
@@ -139,7 +146,8 @@ impl EngineHandle {
         self.shared.wait_for_end(grace.saturating_add(LAST_STEP))
     }
 
-    /// Tokens that accepted requests are expected to need still: prompts until their first token, answers until the end.
+    /// Tokens that accepted requests were expected to need: of a prompt those that the router did not take for known
+    /// here, until its first token is computed; of an answer all, until its end.
     #[must_use]
     pub fn outstanding_tokens(&self) -> usize {
         self.shared.outstanding_tokens.load(Ordering::Relaxed)

@@ -34,7 +34,7 @@ impl From<EngineHandle> for Router {
 struct Candidate {
     /// Which engine.
     engine: usize,
-    /// Tokens that its requests may still need.
+    /// See [`EngineHandle::outstanding_tokens`].
     outstanding_tokens: usize,
     /// Tokens of the request's prompt that it has computed.
     known_tokens: usize,
@@ -42,8 +42,8 @@ struct Candidate {
     routed_requests: u64,
 }
 
-/// The engines to ask, best first: where the fewest tokens are to be computed before the request has its first, those
-/// of others and its own that are not known there. A beginning known to a busy engine is thus worth exactly the tokens
+/// The engines to ask, best first: where the sum is least of what its requests were expected to need and of this
+/// prompt's tokens that are not known there. A beginning known to a busy engine is thus worth exactly the tokens
 /// that it spares; among equals requests go round.
 fn order(prompt_len: usize, candidates: &[Candidate]) -> Vec<Candidate> {
     let mut order = candidates.to_vec();
@@ -87,7 +87,7 @@ impl Router {
         &self.engines
     }
 
-    /// Submits to the engine that has the fewest tokens to compute before this request's first one, its own prompt
+    /// Submits to the engine whose requests need the fewest tokens ([`EngineHandle::outstanding_tokens`]), this prompt
     /// included as far as that engine does not know it; when that one is full, to the next. Dead engines get nothing,
     /// stuck ones only when all are.
     ///
@@ -109,7 +109,7 @@ impl Router {
         let spared =
             |candidate: &Candidate| candidate.known_tokens.min(request.prompt.len().saturating_sub(1));
         for candidate in others {
-            match self.engines[candidate.engine].offer(request.clone()) {
+            match self.engines[candidate.engine].offer(request.clone(), spared(candidate)) {
                 Err(RequestError::Overloaded(_) | RequestError::EngineGone(_)) => {}
                 Err(error) => return Err(error),
                 Ok(stream) => {
@@ -119,7 +119,7 @@ impl Router {
             }
         }
         let spared = spared(last);
-        let stream = self.engines[last.engine].submit(request)?;
+        let stream = self.engines[last.engine].submit_spared(request, spared)?;
         self.note(last.engine, &names, spared);
         Ok(stream)
     }
@@ -262,9 +262,9 @@ mod tests {
                 .collect();
             let order = order(prompt.len(), &candidates);
             assert_eq!(order.len(), candidates.len(), "every engine can be asked");
-            let engine = order[0].engine;
+            let Candidate { engine, known_tokens, .. } = order[0];
             self.known.note(engine, &names);
-            self.running[engine].push(prompt.len() + answer_len);
+            self.running[engine].push(prompt.len().saturating_sub(known_tokens) + answer_len);
             self.routed[engine] += 1;
             engine
         }

@@ -39,6 +39,31 @@ fn a_conversation_comes_back_to_the_engine_that_knows_it() {
 }
 
 #[test]
+fn a_burst_over_one_beginning_goes_where_it_is_known_until_work_outweighs_it() {
+    let (executor, gate) = Fake::gated(1);
+    let engines = [start(options(), executor), free_running()];
+    let router = Router::new(engines.to_vec());
+    let shared = "what all begin with, and it is rather long: ".repeat(2);
+    let asks = |question: &str| Request { max_new_tokens: Some(8), ..say(&format!("{shared}{question}")) };
+    // 88 tokens are two steps, the second of which has the answer.
+    let first = router.submit(Request { max_new_tokens: Some(1), ..say(&shared) }).unwrap();
+    gate.permit(2);
+    complete(first).unwrap();
+    assert_eq!(routed(&engines), [1, 0]);
+    // From here on the first engine computes nothing. Each costs it its last tokens and an answer.
+    let burst = [router.submit(asks("one")).unwrap(), router.submit(asks("two")).unwrap()];
+    assert_eq!(routed(&engines), [3, 0]);
+    assert!((1..=2 * (8 + 7)).contains(&engines[0].outstanding_tokens()), "{engines:?}");
+    // Work that nobody spares it: now the other one is done earlier.
+    let other = engines[0].submit(Request { max_new_tokens: Some(8), ..say(&"x".repeat(100)) }).unwrap();
+    let moved = router.submit(asks("three")).unwrap();
+    assert_eq!(routed(&engines), [3, 1]);
+    gate.permit(1000);
+    burst.into_iter().chain([other, moved]).for_each(|stream| drop(complete(stream).unwrap()));
+    assert_eq!(engines.map(|engine| engine.outstanding_tokens()), [0, 0]);
+}
+
+#[test]
 fn another_salt_is_another_conversation() {
     let engines = [free_running(), free_running()];
     let router = Router::new(engines.to_vec());
