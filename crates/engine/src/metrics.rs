@@ -104,7 +104,7 @@ impl Snapshot {
             inter_token_latency: Histogram::new(&TOKEN_SECONDS),
             time_per_output_token: Histogram::new(&TOKEN_SECONDS),
             e2e_latency: requests.clone(),
-            queue_time: requests.clone(),
+            queue_time: Histogram::new(&QUEUE_SECONDS),
             inference_time: requests.clone(),
             prefill_time: requests.clone(),
             decode_time: requests,
@@ -116,7 +116,8 @@ impl Snapshot {
     }
 }
 
-// The bounds below are those of vLLM 0.10 (`v1/metrics/loggers.py`).
+// The bounds below are those of vLLM 0.10 (`v1/metrics/loggers.py`), and smaller ones in front where a GPU's times would
+// all fall below the first.
 
 const ITERATION_TOKENS: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
@@ -126,8 +127,14 @@ const FIRST_TOKEN_SECONDS: [f64; 22] = [
     80.0, 160.0, 640.0, 2560.0,
 ];
 
-const TOKEN_SECONDS: [f64; 19] = [
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+const TOKEN_SECONDS: [f64; 25] = [
+    0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+
+const QUEUE_SECONDS: [f64; 29] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0,
+    20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
 
 const REQUEST_SECONDS: [f64; 21] = [

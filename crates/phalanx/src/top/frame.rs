@@ -1,5 +1,7 @@
 //! One picture of a server, from two looks at its counters: lines of plain text.
 
+use std::fmt;
+
 use super::scrape::Scrape;
 
 const BAR: usize = 20;
@@ -117,7 +119,7 @@ fn latency(view: &View<'_>, what: &str, name: &str) -> String {
     let quantiles = [(0.5, "p50"), (0.9, "p90"), (0.99, "p99")];
     let told: Option<Vec<String>> = quantiles
         .iter()
-        .map(|(share, name)| Some(format!("{name} {}", time(quantile(&buckets, *share)?))))
+        .map(|(share, name)| Some(format!("{name} {}", quantile(&buckets, *share)?)))
         .collect();
     match told {
         Some(told) => format!("{what:10} {} ({when})", told.join(", ")),
@@ -125,17 +127,39 @@ fn latency(view: &View<'_>, what: &str, name: &str) -> String {
     }
 }
 
-/// As Prometheus' `histogram_quantile`: linear within a bucket; in the last one, its lower bound. None of no values.
-fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
+/// What a histogram knows of a quantile, in seconds.
+#[derive(Debug, PartialEq)]
+enum Quantile {
+    /// In the first bucket, whose times are only known to be below its bound.
+    Below(f64),
+    About(f64),
+    /// In the last bucket, which has no upper bound.
+    Above(f64),
+}
+
+impl fmt::Display for Quantile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Below(bound) => write!(f, "< {}", time(*bound)),
+            Self::About(seconds) => f.write_str(&time(*seconds)),
+            Self::Above(bound) => write!(f, "> {}", time(*bound)),
+        }
+    }
+}
+
+/// As Prometheus' `histogram_quantile`, linear within a bucket that has two bounds. None of no values.
+fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<Quantile> {
     let (_, all) = buckets.last().filter(|(_, all)| 0.0 < *all)?;
     let wanted = all * share;
     let at = buckets.iter().position(|(_, count)| wanted <= *count)?;
-    let (lower, below) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
     let (upper, count) = buckets[at];
-    if upper.is_infinite() {
-        return Some(lower);
-    }
-    Some(lower + (upper - lower) * (wanted - below) / (count - below).max(1e-9))
+    let Some((lower, below)) = at.checked_sub(1).map(|before| buckets[before]) else {
+        return Some(Quantile::Below(upper)).filter(|_| upper.is_finite());
+    };
+    Some(match upper.is_infinite() {
+        true => Quantile::Above(lower),
+        false => Quantile::About(lower + (upper - lower) * (wanted - below) / (count - below).max(1e-9)),
+    })
 }
 
 fn time(seconds: f64) -> String {
@@ -211,12 +235,19 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_prometheus() {
-        let buckets = [(0.1, 0.0), (0.2, 10.0), (0.4, 20.0), (f64::INFINITY, 20.0)];
-        assert_eq!(quantile(&buckets, 0.5), Some(0.2));
-        assert!((quantile(&buckets, 0.75).unwrap() - 0.3).abs() < 1e-9);
-        assert_eq!(quantile(&[(0.1, 0.0), (f64::INFINITY, 4.0)], 0.5), Some(0.1));
+        let buckets = [(0.125, 0.0), (0.25, 10.0), (0.5, 20.0), (f64::INFINITY, 20.0)];
+        assert_eq!(quantile(&buckets, 0.5), Some(Quantile::About(0.25)));
+        assert_eq!(quantile(&buckets, 0.75), Some(Quantile::About(0.375)));
         assert_eq!(quantile(&[(0.1, 0.0), (f64::INFINITY, 0.0)], 0.5), None);
+        assert_eq!(quantile(&[(f64::INFINITY, 4.0)], 0.5), None);
         assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn a_quantile_beyond_the_outer_bounds_is_told_as_a_bound() {
+        let told = |buckets: &[(f64, f64)]| quantile(buckets, 0.5).unwrap().to_string();
+        assert_eq!(told(&[(0.001, 4.0), (0.002, 4.0), (f64::INFINITY, 4.0)]), "< 1.0 ms");
+        assert_eq!(told(&[(0.001, 0.0), (2.0, 0.0), (f64::INFINITY, 4.0)]), "> 2.00 s");
     }
 
     /// One look; all that counts has this value.
@@ -256,7 +287,7 @@ mod tests {
             "20.0 tok/s out",
             "25 % 50 of 200 used",
             "25 % 25 of 100 prompt tokens",
-            "p50 250.0 ms, p90 450.0 ms, p99 495.0 ms (now)",
+            "p50 < 500.0 ms, p90 < 500.0 ms, p99 < 500.0 ms (now)",
             "ITL        nothing yet",
             "GPU 0      0.5 of 1.0 GiB",
             "NVIDIA H200, PCIe 0.0 in 1.5 out GB/s, NVLink 0.0 in 10.0 out GB/s",
