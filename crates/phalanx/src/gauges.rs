@@ -1,6 +1,6 @@
 //! GPUs in `/metrics`: what NVML tells of each card that this server may use, under names of the house.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use phalanx_device::facts::{GpuFacts, Known, Traffic};
@@ -22,18 +22,28 @@ pub(crate) fn watch(launched: &Launched) -> Option<Families> {
         return None;
     }
     let read = cards::watch()?;
-    let last: Mutex<Option<(Instant, Vec<Family>)>> = Mutex::new(None);
-    Some(Box::new(move || {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some((when, families)) if when.elapsed() < FRESH => families.clone(),
-            _ => {
-                let families = families(&read());
-                *last = Some((Instant::now(), families.clone()));
-                families
-            }
+    Some(kept(move || families(&read())))
+}
+
+/// What was read last, read anew when it is old. While one scrape reads, the others are given what there is: a driver
+/// that does not come back holds one thread, not all.
+fn kept(read: impl Fn() -> Vec<Family> + Send + Sync + 'static) -> Families {
+    let last: Mutex<(Option<Instant>, Vec<Family>)> = Mutex::new((None, Vec::new()));
+    let reading = Mutex::new(());
+    Box::new(move || {
+        // Neither lock guards anything that a panic could leave half done.
+        let last = || last.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reading = match reading.try_lock() {
+            Ok(reading) => reading,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return last().1.clone(),
+        };
+        if last().0.is_none_or(|when| FRESH <= when.elapsed()) {
+            let families = read();
+            *last() = (Some(Instant::now()), families);
         }
-    }))
+        last().1.clone()
+    })
 }
 
 /// Every figure of every card that this program can use. A figure that no card tells is absent, not zero.
@@ -165,6 +175,8 @@ fn slowed(used: &[(usize, &GpuFacts)]) -> Family {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::doctor::gpus::tests::well;
 
@@ -189,5 +201,24 @@ mod tests {
             assert_eq!(of(absent), None);
         }
         assert!(super::families(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_scrape_while_another_reads_is_given_what_there_is() {
+        let (begun, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let ends = Mutex::new(ends);
+        let families = kept(move || {
+            begun.send(()).unwrap();
+            ends.lock().unwrap().recv().unwrap();
+            super::families(&[well(0)])
+        });
+        std::thread::scope(|scope| {
+            let first = scope.spawn(&families);
+            begins.recv().unwrap();
+            assert_eq!(families(), [], "nothing was read yet, and nothing waits for it");
+            end.send(()).unwrap();
+            assert!(!first.join().unwrap().is_empty());
+        });
     }
 }

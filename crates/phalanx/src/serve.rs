@@ -17,6 +17,9 @@ use crate::{gauges, terminal};
 /// Threads that tokenize prompts: more would only take memory.
 const BLOCKING_THREADS: usize = 8;
 
+/// How long the end waits for threads that still read something.
+const LAST_THREADS: Duration = Duration::from_secs(1);
+
 /// Serves until told to stop.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let address = SocketAddr::new(args.host, args.port);
@@ -36,6 +39,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let state = server_state(args, &files, &launched);
     terminal::tell(&format!("phalanx serves {} at http://{bound}", state.model.id));
     let served = runtime.block_on(Server::new(state).serve(listener, told_to_stop()));
+    // A thread that a driver or a disk does not give back must not keep the process.
+    runtime.shutdown_timeout(LAST_THREADS);
     // What still runs had its time while the server drained.
     if !launched.router.shutdown(Duration::ZERO) {
         bail!("the engine did not end: a step in flight did not come back");
