@@ -388,7 +388,8 @@ pub(crate) struct PlanArgs {
     /// A size of Qwen2.5, a folder or a .gguf file [default: all sizes of Qwen2.5].
     #[arg(long, short, value_name = "MODEL")]
     pub(crate) model: Option<String>,
-    /// The type weights are kept in. `auto`: as stored, bfloat16 where only the size is known.
+    /// The type that GPUs compute and keep weights in, 16 bits. `auto`: half where they are stored so (and for GGUF
+    /// files), else bfloat16.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
     /// Memory of one device, for example 24GiB.

@@ -267,7 +267,7 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
             batched_tokens: CPU_BATCHED_TOKENS,
         });
     }
-    let (dtype, weight_type) = gpu_types(files, model)?;
+    let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
     let measurements = measurements(model, args);
     Ok(Kind {
         gpus: Some(Gpus::claim(mesh, args.replicas(), dtype, &args.gpus, &measurements)?),
@@ -292,12 +292,15 @@ pub(crate) fn measurements(model: &ModelArgs, args: &EngineArgs) -> PathBuf {
     args.measurements.clone().unwrap_or_else(|| model.hub.user_cache().join("phalanx"))
 }
 
-/// What GPUs compute in, and what they keep weights in.
-pub(crate) fn gpu_types(files: &ModelFiles, model: &ModelArgs) -> Result<(DType, WeightType)> {
-    Ok(match model.dtype {
+/// What GPUs compute in, and what they keep the weights of a model in that was trained, or is stored, in `stored`.
+///
+/// # Errors
+/// Single precision was asked for.
+pub(crate) fn gpu_types_of(stored: Format, asked: DtypeArg) -> Result<(DType, WeightType)> {
+    Ok(match asked {
         DtypeArg::Float32 => bail!("GPUs compute in 16 bits: take --dtype bfloat16 or half, or --device cpu"),
         DtypeArg::Half => (DType::F16, WeightType::F16),
-        DtypeArg::Auto if files.weights.config().dtype == Format::F16 => (DType::F16, WeightType::F16),
+        DtypeArg::Auto if stored == Format::F16 => (DType::F16, WeightType::F16),
         DtypeArg::Auto | DtypeArg::Bfloat16 => (DType::BF16, WeightType::BF16),
     })
 }

@@ -9,7 +9,7 @@ use phalanx_device::cpu::Cpu;
 use phalanx_device::limits::{Extent, Limits, measure as measure_device};
 use phalanx_device::{DType, Device, Format};
 
-use crate::args::{DtypeArg, EngineArgs, ModelArgs};
+use crate::args::{EngineArgs, ModelArgs};
 use crate::{gpu, launch};
 
 /// The devices of a layout.
@@ -29,10 +29,8 @@ pub(crate) fn measure(model: &ModelArgs, args: &EngineArgs) -> Result<Measured> 
         let devices = vec![named(format!("CPU, {threads} threads"), limits)];
         return Ok(Measured { devices, ranks_of_fullest: ranks });
     }
-    let (dtype, format) = match model.dtype {
-        DtypeArg::Half => (DType::F16, Format::F16),
-        _ => (DType::BF16, Format::BF16),
-    };
+    let (dtype, _) = launch::gpu_types_of(Format::BF16, model.dtype)?;
+    let format = if dtype == DType::F16 { Format::F16 } else { Format::BF16 };
     let of_ranks = gpu::of_ranks(ranks, &args.gpus)?;
     let holds = |gpu: usize| of_ranks.iter().filter(|of_rank| **of_rank == gpu).count();
     let mut gpus = of_ranks.clone();

@@ -6,33 +6,44 @@ use anyhow::{Context, Result, anyhow};
 use phalanx_device::{DType, Format};
 use phalanx_model::layout::Machine;
 use phalanx_model::memory::{self, MemoryPlan};
-use phalanx_model::{Limits, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, Weights, catalogue};
+use phalanx_model::{
+    Limits, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
+};
 use serde_json::json;
 
 use crate::args::{DtypeArg, PlanArgs};
-use crate::files::{NoModel, weight_type};
-use crate::launch::GPU_RESERVE_BYTES;
+use crate::files::NoModel;
+use crate::launch::{GPU_RESERVE_BYTES, gpu_types_of};
 use crate::{layout, terminal};
 
 /// A model to plan for.
 pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) config: ModelConfig,
-    /// The files, where they are at hand: they say what each matrix is stored in.
+    /// The files, where they are at hand: they say in what blocks each matrix is stored.
     weights: Option<Weights>,
+    /// What a GPU computes in, and keeps weights in.
+    types: (DType, WeightType),
 }
 
 impl Subject {
-    /// What its memory is planned by for the context of `config`, on GPUs: 16-bit activations, keys and values.
+    fn new(name: String, config: ModelConfig, weights: Option<Weights>, dtype: DtypeArg) -> Result<Self> {
+        let types = gpu_types_of(config.dtype, dtype)?;
+        Ok(Self { name, config, weights, types })
+    }
+
+    /// What its memory is planned by for the context of `config`, on GPUs.
     pub(crate) fn request(&self, args: &PlanArgs, config: &ModelConfig) -> MemoryRequest<'_> {
-        let formats = match &self.weights {
-            Some(weights) => WeightFormats::Of(weights, weight_type(args.dtype)),
-            None => WeightFormats::Uniform(format(args.dtype)),
+        let (dtype, weight_type) = self.types;
+        let formats = match (&self.weights, dtype) {
+            (Some(weights), _) => WeightFormats::Of(weights, weight_type),
+            (None, DType::F16) => WeightFormats::Uniform(Format::F16),
+            (None, _) => WeightFormats::Uniform(Format::BF16),
         };
         MemoryRequest {
             formats,
-            activation_dtype: DType::BF16,
-            kv_dtype: DType::BF16,
+            activation_dtype: dtype,
+            kv_dtype: dtype,
             block_size: args.block_size,
             limits: Limits {
                 max_tokens: args.max_num_batched_tokens,
@@ -64,10 +75,10 @@ struct Fit {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     if let Some((count, card)) = &args.gpus {
-        let model = models(Some(args.model.as_deref().unwrap_or(layout::MODEL)))?.remove(0);
+        let model = models(Some(args.model.as_deref().unwrap_or(layout::MODEL)), args.dtype)?.remove(0);
         return layout::plan(args, &model, &Machine::listed(*count, card.clone()));
     }
-    let models = models(args.model.as_deref())?;
+    let models = models(args.model.as_deref(), args.dtype)?;
     let mut rows = Vec::new();
     for model in &models {
         rows.extend(layouts(args.devices).map(|layout| row(args, model, layout)));
@@ -80,11 +91,10 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
 }
 
 /// The models asked about: one on this disk, one of Qwen2.5 by name, or all of Qwen2.5.
-fn models(written: Option<&str>) -> Result<Vec<Subject>> {
+fn models(written: Option<&str>, dtype: DtypeArg) -> Result<Vec<Subject>> {
     let known = catalogue::qwen2_5();
-    let by_name =
-        |(name, config): (&str, ModelConfig)| Subject { name: name.to_owned(), config, weights: None };
-    let models: Vec<Subject> = match written {
+    let by_name = |(name, config): (&str, ModelConfig)| Subject::new(name.to_owned(), config, None, dtype);
+    match written {
         None => known.into_iter().map(by_name).collect(),
         Some(path) if Path::new(path).exists() => {
             let path = Path::new(path);
@@ -97,7 +107,7 @@ fn models(written: Option<&str>) -> Result<Vec<Subject>> {
             let name = path
                 .file_name()
                 .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-            vec![Subject { name, config: weights.config().clone(), weights: Some(weights) }]
+            Ok(vec![Subject::new(name, weights.config().clone(), Some(weights), dtype)?])
         }
         Some(name) => {
             let bare = name.rsplit('/').next().unwrap_or(name);
@@ -106,17 +116,16 @@ fn models(written: Option<&str>) -> Result<Vec<Subject>> {
                     || known.trim_end_matches("-Instruct").eq_ignore_ascii_case(bare)
             });
             match found {
-                Some(found) => vec![by_name(found)],
+                Some(found) => Ok(vec![by_name(found)?]),
                 None => {
                     let error = anyhow!(
                         "{name} is no folder or file here and none of Qwen2.5's six sizes; fetch it first with `phalanx pull {name}`"
                     );
-                    return Err(error.context(NoModel));
+                    Err(error.context(NoModel))
                 }
             }
         }
-    };
-    Ok(models)
+    }
 }
 
 /// Every split of `devices` into ranks of a layer times stages.
@@ -167,14 +176,6 @@ fn fit(plans: &[MemoryPlan], budget: usize) -> Result<Fit, String> {
         cached_tokens,
         context: 0,
     })
-}
-
-fn format(dtype: DtypeArg) -> Format {
-    match dtype {
-        DtypeArg::Auto | DtypeArg::Bfloat16 => Format::BF16,
-        DtypeArg::Half => Format::F16,
-        DtypeArg::Float32 => Format::F32,
-    }
 }
 
 fn print(args: &PlanArgs, rows: &[Row]) {
@@ -232,4 +233,30 @@ pub(crate) fn gib(bytes: usize) -> String {
 
 fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_in_32_bits_or_quantised_is_planned_in_the_16_that_gpus_hold() {
+        let (_, config) = catalogue::qwen2_5().remove(0);
+        let of = |dtype, asked| {
+            Subject::new("model".to_owned(), ModelConfig { dtype, ..config.clone() }, None, asked)
+        };
+        let cases = [
+            (Format::F32, DtypeArg::Auto, DType::BF16, WeightType::BF16),
+            (Format::F16, DtypeArg::Auto, DType::F16, WeightType::F16),
+            (Format::BF16, DtypeArg::Half, DType::F16, WeightType::F16),
+        ];
+        for (stored, asked, computed, kept) in cases {
+            assert_eq!(of(stored, asked).unwrap().types, (computed, kept), "{stored:?} {asked:?}");
+            for quantised in [Format::Q4K, Format::Q8_0] {
+                assert_eq!(kept.applied_to(quantised).row_bytes(32), 64, "{quantised:?}");
+            }
+        }
+        let refused = of(Format::BF16, DtypeArg::Float32).err().unwrap().to_string();
+        assert!(refused.contains("GPUs compute in 16 bits"), "{refused}");
+    }
 }

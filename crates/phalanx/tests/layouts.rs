@@ -17,8 +17,8 @@ fn tokenizer() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests/data/tiny_tokenizer.json")
 }
 
-/// Runs the binary on a tiny model with dummy weights.
-fn phalanx(command: &[&str], arguments: &[&str]) -> Output {
+/// The folder of a tiny model: nothing but its configuration.
+fn tiny_model() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-model");
     std::fs::create_dir_all(&folder).unwrap();
     let config = folder.join("config.json");
@@ -26,6 +26,11 @@ fn phalanx(command: &[&str], arguments: &[&str]) -> Output {
     let fresh = folder.join(format!("{:?}.tmp", std::thread::current().id()));
     std::fs::write(&fresh, CONFIG).unwrap();
     std::fs::rename(&fresh, &config).unwrap();
+    folder
+}
+
+/// Runs the binary on it with dummy weights.
+fn phalanx(command: &[&str], arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_phalanx"))
         .args(command)
         .args([
@@ -39,7 +44,7 @@ fn phalanx(command: &[&str], arguments: &[&str]) -> Output {
             "2",
             "--model",
         ])
-        .arg(&folder)
+        .arg(tiny_model())
         .arg("--tokenizer")
         .arg(tokenizer())
         .args(["--kv-cache-memory", "64MiB"])
@@ -120,4 +125,26 @@ fn an_objective_beside_a_layout_is_told_to_choose_nothing() {
     assert!(stderr(&output).contains("--objective chooses nothing"), "{}", stderr(&output));
     let output = phalanx(&command, &["--objective=throughput"]);
     assert!(output.status.success() && !stderr(&output).contains("--objective"), "{}", stderr(&output));
+}
+
+/// What the files have in 32 bits takes 16 on GPUs, and a plan says so.
+#[test]
+fn a_plan_for_gpus_weighs_two_bytes_an_element() {
+    let folder = tiny_model();
+    let plan = |arguments: &[&str]| {
+        let command = Command::new(env!("CARGO_BIN_EXE_phalanx"))
+            .args(["plan", "--json", "--model"])
+            .arg(&folder)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(command.status.success(), "{}", stderr(&command));
+        serde_json::from_slice::<serde_json::Value>(&command.stdout).unwrap()
+    };
+    // Two tables of 1088 by 64; a layer's matrices; norms and biases add little.
+    let matrices = 2 * 1088 * 64 + 4 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 160);
+    let weights = [&plan(&["--devices", "1"])[0], &plan(&["--gpus", "1xH200"])["layouts"][0]]
+        .map(|layout| layout["weights_bytes"].as_u64().unwrap());
+    assert_eq!(weights[0], weights[1]);
+    assert!((matrices * 2..matrices * 21 / 10).contains(&weights[0]), "{weights:?}, {matrices} elements");
 }

@@ -14,7 +14,7 @@ use phalanx_model::{Limits, MemoryRequest, WeightFormats};
 use crate::args::{DeviceArg, EngineArgs, GpuArgs, ModelArgs};
 use crate::files::ModelFiles;
 use crate::launch::{
-    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_RESERVE_BYTES, gpu_types, measurements, step_limits,
+    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_RESERVE_BYTES, gpu_types_of, measurements, step_limits,
 };
 use crate::layout::{compared, objective, remembered};
 use crate::{cards, gpu};
@@ -74,7 +74,7 @@ pub(crate) fn decide(
     let file = measurements(model, args).join("links.json");
     let machine = machine(&gpus, &probed(&gpus, &file, || cards::probe(&ordinals, &args.gpus.folders()))?);
     let (config, _) = files.weights.config().with_context(args.max_model_len)?;
-    let (dtype, weight_type) = gpu_types(files, model)?;
+    let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
     let (max_tokens, max_samples) = step_limits(args, GPU_BATCHED_TOKENS)?;
     let request = MemoryRequest {
         formats: WeightFormats::Of(&files.weights, weight_type),
