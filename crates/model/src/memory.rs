@@ -104,12 +104,13 @@ impl MemoryPlan {
             .last()
             .unwrap_or(0)
     }
+}
 
-    /// The same in tokens.
-    #[must_use]
-    pub fn tokens_that_fit(&self, available: usize) -> usize {
-        self.blocks_that_fit(available) * self.block_size
-    }
+/// Which of `plans` has room for the fewest KV blocks within `available` bytes, and for how many; none of no plans.
+#[must_use]
+pub fn fullest(plans: &[MemoryPlan], available: usize) -> Option<(&MemoryPlan, usize)> {
+    let with_blocks = plans.iter().map(|plan| (plan, plan.blocks_that_fit(available)));
+    with_blocks.min_by_key(|(_, blocks)| *blocks)
 }
 
 /// What the rank at `place` needs.

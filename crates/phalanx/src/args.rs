@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phalanx_model::layout::cards::{Card, parse_gpus};
 
+use crate::launch::{GPU_BLOCK_SIZE, GPU_SHARE};
 use crate::parse::{
     parse_block_size, parse_bytes, parse_count, parse_log, parse_seconds, parse_share, parse_tokens,
 };
@@ -159,7 +160,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_parser = parse_count, value_name = "N")]
     pub(crate) max_num_seqs: Option<usize>,
     /// Share of each GPU's memory to use. Of no effect on the CPU; see --kv-cache-memory.
-    #[arg(long, default_value_t = 0.92, value_parser = parse_share, value_name = "SHARE")]
+    #[arg(long, default_value_t = GPU_SHARE, value_parser = parse_share, value_name = "SHARE")]
     pub(crate) gpu_memory_utilization: f64,
     /// Memory for the KV cache on the CPU, for example 4GiB [default: a quarter of what is free, as far as the context and sequences need it].
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
@@ -406,19 +407,19 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_enum, default_value_t = ObjectiveArg::Throughput, requires = "gpus")]
     pub(crate) objective: ObjectiveArg,
     /// Share of each device's memory to use.
-    #[arg(long, default_value_t = 0.95, value_parser = parse_share, value_name = "SHARE")]
+    #[arg(long, default_value_t = GPU_SHARE, value_parser = parse_share, value_name = "SHARE")]
     pub(crate) gpu_memory_utilization: f64,
     /// Longest prompt and answer together, in tokens.
     #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
     pub(crate) max_model_len: Option<usize>,
-    /// Tokens computed in one step at most.
-    #[arg(long, value_parser = parse_tokens, default_value = "8192", value_name = "TOKENS")]
-    pub(crate) max_num_batched_tokens: usize,
-    /// Sequences computed in one step at most.
-    #[arg(long, default_value_t = 256, value_parser = parse_count, value_name = "N")]
-    pub(crate) max_num_seqs: usize,
+    /// Tokens computed in one step at most [default: 8192].
+    #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
+    pub(crate) max_num_batched_tokens: Option<usize>,
+    /// Sequences computed in one step at most [default: 256, or --max-num-batched-tokens when that is less].
+    #[arg(long, value_parser = parse_count, value_name = "N")]
+    pub(crate) max_num_seqs: Option<usize>,
     /// Tokens of a KV block.
-    #[arg(long, default_value_t = 16, value_parser = parse_block_size, value_name = "TOKENS")]
+    #[arg(long, default_value_t = GPU_BLOCK_SIZE, value_parser = parse_block_size, value_name = "TOKENS")]
     pub(crate) block_size: usize,
     /// Print JSON.
     #[arg(long)]

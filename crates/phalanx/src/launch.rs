@@ -45,6 +45,8 @@ const GPU_MARGIN_BYTES: usize = 512 << 20;
 const GPU_OPENED_BYTES: usize = 768 << 20;
 /// Both, for plans that are made before a GPU is opened.
 pub(crate) const GPU_RESERVE_BYTES: usize = GPU_OPENED_BYTES + GPU_MARGIN_BYTES;
+/// The share of a GPU's memory that is used unless told otherwise.
+pub(crate) const GPU_SHARE: f64 = 0.92;
 /// Sequences a step computes unless told otherwise.
 const SEQUENCES: usize = 256;
 /// A step of a large model on few cores may take this long: ranks wait for each other, and health for a step, no longer.
@@ -199,7 +201,8 @@ fn draw(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<Blue
         Mesh { tensor_size: args.tensor_size(), num_stages: args.num_stages(), deadline: LONGEST_STEP };
     let kind = kind(files, model, args, mesh)?;
     files.timeline.end("driver");
-    let (max_tokens, max_samples) = step_limits(args, kind.batched_tokens)?;
+    let (max_tokens, max_samples) =
+        step_limits((args.max_num_batched_tokens, args.max_num_seqs), kind.batched_tokens)?;
     let limits =
         |config: &ModelConfig| Limits { max_tokens, max_samples, max_model_len: config.max_model_len };
     let request = MemoryRequest {
@@ -305,9 +308,20 @@ pub(crate) fn gpu_types_of(stored: Format, asked: DtypeArg) -> Result<(DType, We
     })
 }
 
-/// Tokens and sequences a step computes at most.
-pub(crate) fn step_limits(args: &EngineArgs, usual_tokens: usize) -> Result<(usize, usize)> {
-    match (args.max_num_batched_tokens, args.max_num_seqs) {
+/// Bytes that a rank may plan with on a GPU of `total` bytes, of which others hold `held`, before it is opened.
+pub(crate) fn gpu_budget(total: usize, held: usize, share: f64) -> usize {
+    ((total as f64 * share) as usize).saturating_sub(held).saturating_sub(GPU_RESERVE_BYTES)
+}
+
+/// Tokens and sequences a step computes at most: as `given`, or as usual.
+///
+/// # Errors
+/// More sequences than tokens are asked for.
+pub(crate) fn step_limits(
+    given: (Option<usize>, Option<usize>),
+    usual_tokens: usize,
+) -> Result<(usize, usize)> {
+    match given {
         (None, sequences) => {
             let sequences = sequences.unwrap_or(SEQUENCES);
             Ok((usual_tokens.max(sequences), sequences))

@@ -75,8 +75,8 @@ impl Attempt<'_> {
     /// The same for another layout on cards like these.
     fn blocks_of(&self, plans: &[MemoryPlan]) -> usize {
         let available = self.budget.saturating_sub(self.margin);
-        let fewest = plans.iter().map(|plan| plan.blocks_that_fit(available)).min().unwrap_or(0);
-        fewest.saturating_sub(self.scratch_blocks)
+        let fewest = memory::fullest(plans, available);
+        fewest.map_or(0, |(_, blocks)| blocks.saturating_sub(self.scratch_blocks))
     }
 
     /// Looks around, and says what is wrong and what would help.

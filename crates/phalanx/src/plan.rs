@@ -4,16 +4,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use phalanx_device::{DType, Format};
-use phalanx_model::layout::Machine;
-use phalanx_model::memory::{self, MemoryPlan};
+use phalanx_model::layout::{Machine, Misfit};
+use phalanx_model::memory;
 use phalanx_model::{
-    Limits, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
+    Limits, LoadError, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
 };
-use serde_json::json;
+use phalanx_worker::SCRATCH_BLOCKS;
+use serde_json::{Value, json};
 
-use crate::args::{DtypeArg, PlanArgs};
+use crate::args::PlanArgs;
 use crate::files::NoModel;
-use crate::launch::{GPU_RESERVE_BYTES, gpu_types_of};
+use crate::launch::{GPU_BATCHED_TOKENS, gpu_budget, gpu_types_of, step_limits};
 use crate::{layout, terminal};
 
 /// A model to plan for.
@@ -24,12 +25,15 @@ pub(crate) struct Subject {
     weights: Option<Weights>,
     /// What a GPU computes in, and keeps weights in.
     types: (DType, WeightType),
+    /// Tokens and sequences of the largest step.
+    step: (usize, usize),
 }
 
 impl Subject {
-    fn new(name: String, config: ModelConfig, weights: Option<Weights>, dtype: DtypeArg) -> Result<Self> {
-        let types = gpu_types_of(config.dtype, dtype)?;
-        Ok(Self { name, config, weights, types })
+    fn new(name: String, config: ModelConfig, weights: Option<Weights>, args: &PlanArgs) -> Result<Self> {
+        let types = gpu_types_of(config.dtype, args.dtype)?;
+        let step = step_limits((args.max_num_batched_tokens, args.max_num_seqs), GPU_BATCHED_TOKENS)?;
+        Ok(Self { name, config, weights, types, step })
     }
 
     /// What its memory is planned by for the context of `config`, on GPUs.
@@ -46,8 +50,8 @@ impl Subject {
             kv_dtype: dtype,
             block_size: args.block_size,
             limits: Limits {
-                max_tokens: args.max_num_batched_tokens,
-                max_samples: args.max_num_seqs,
+                max_tokens: self.step.0,
+                max_samples: self.step.1,
                 max_model_len: config.max_model_len,
             },
         }
@@ -60,7 +64,7 @@ struct Row {
     tensor_size: usize,
     num_stages: usize,
     /// The rank that needs the most beside its KV cache, or why the layout cannot be.
-    outcome: Result<Fit, String>,
+    outcome: Result<Fit, Misfit>,
 }
 
 /// What fits on the tightest rank.
@@ -75,25 +79,25 @@ struct Fit {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     if let Some((count, card)) = &args.gpus {
-        let model = models(Some(args.model.as_deref().unwrap_or(layout::MODEL)), args.dtype)?.remove(0);
+        let model = models(Some(args.model.as_deref().unwrap_or(layout::MODEL)), args)?.remove(0);
         return layout::plan(args, &model, &Machine::listed(*count, card.clone()));
     }
-    let models = models(args.model.as_deref(), args.dtype)?;
+    let models = models(args.model.as_deref(), args)?;
     let mut rows = Vec::new();
     for model in &models {
         rows.extend(layouts(args.devices).map(|layout| row(args, model, layout)));
     }
     match args.json {
         true => terminal::say(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?),
-        false => print(args, &rows),
+        false => print(args, models[0].step.0, &rows),
     }
     Ok(())
 }
 
 /// The models asked about: one on this disk, one of Qwen2.5 by name, or all of Qwen2.5.
-fn models(written: Option<&str>, dtype: DtypeArg) -> Result<Vec<Subject>> {
+fn models(written: Option<&str>, args: &PlanArgs) -> Result<Vec<Subject>> {
     let known = catalogue::qwen2_5();
-    let by_name = |(name, config): (&str, ModelConfig)| Subject::new(name.to_owned(), config, None, dtype);
+    let by_name = |(name, config): (&str, ModelConfig)| Subject::new(name.to_owned(), config, None, args);
     match written {
         None => known.into_iter().map(by_name).collect(),
         Some(path) if Path::new(path).exists() => {
@@ -107,7 +111,7 @@ fn models(written: Option<&str>, dtype: DtypeArg) -> Result<Vec<Subject>> {
             let name = path
                 .file_name()
                 .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-            Ok(vec![Subject::new(name, weights.config().clone(), Some(weights), dtype)?])
+            Ok(vec![Subject::new(name, weights.config().clone(), Some(weights), args)?])
         }
         Some(name) => {
             let bare = name.rsplit('/').next().unwrap_or(name);
@@ -147,44 +151,33 @@ fn plan_layout(
     args: &PlanArgs,
     model: &Subject,
     (tensor_size, num_stages): (usize, usize),
-) -> Result<Fit, String> {
-    let (config, _) = model.config.with_context(args.max_model_len).map_err(|error| error.to_string())?;
+) -> Result<Fit, Misfit> {
+    let impossible = |error: LoadError| Misfit::Impossible(error.to_string());
+    let (config, _) = model.config.with_context(args.max_model_len).map_err(impossible)?;
     let request = model.request(args, &config);
-    let share = (args.device_memory as f64 * args.gpu_memory_utilization) as usize;
-    let budget = share.saturating_sub(GPU_RESERVE_BYTES);
-    let plans =
-        memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(|error| error.to_string())?;
-    let fit = fit(&plans, budget)?;
-    Ok(Fit { context: fit.cached_tokens.min(config.max_model_len), ..fit })
-}
-
-fn fit(plans: &[MemoryPlan], budget: usize) -> Result<Fit, String> {
-    let tightest = plans.iter().min_by_key(|plan| plan.tokens_that_fit(budget)).expect("a layout has a rank");
-    let cached_tokens = tightest.tokens_that_fit(budget);
-    let needed = tightest.fixed_bytes() + tightest.kv_bytes_per_block;
+    let budget = gpu_budget(args.device_memory, 0, args.gpu_memory_utilization);
+    let plans = memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(impossible)?;
+    let (tightest, blocks) = memory::fullest(&plans, budget).expect("a layout has a rank");
+    let cached_tokens = blocks.saturating_sub(SCRATCH_BLOCKS) * request.block_size;
     if cached_tokens == 0 {
-        return Err(format!(
-            "needs {} a device before the first token, {} are given",
-            gib(needed),
-            gib(budget)
-        ));
+        return Err(Misfit::of(&plans, budget, SCRATCH_BLOCKS));
     }
     Ok(Fit {
         weights_bytes: tightest.weights_bytes,
         other_bytes: tightest.rope_bytes + tightest.workspace_bytes,
         kv_bytes_per_token: tightest.kv_bytes_per_token,
         cached_tokens,
-        context: 0,
+        context: cached_tokens.min(config.max_model_len),
     })
 }
 
-fn print(args: &PlanArgs, rows: &[Row]) {
+fn print(args: &PlanArgs, step_tokens: usize, rows: &[Row]) {
     terminal::say(&format!(
         "{} devices of {}, {} of each used; steps of {} tokens; what the fullest device holds:",
         args.devices,
         gib(args.device_memory),
         percent(args.gpu_memory_utilization),
-        args.max_num_batched_tokens
+        step_tokens
     ));
     terminal::say(&format!(
         "{:24} {:>7}  {:>10} {:>10} {:>10}  {:>14} {:>9}",
@@ -201,14 +194,14 @@ fn print(args: &PlanArgs, rows: &[Row]) {
                 fit.cached_tokens,
                 fit.context
             ),
-            Err(reason) => reason.clone(),
+            Err(reason) => reason.to_string(),
         };
         terminal::say(&format!("{:24} {layout:>7}  {rest}", row.model));
     }
     terminal::say("All running sequences share the tokens cached; context is the longest one of them.");
 }
 
-fn as_json(row: &Row) -> serde_json::Value {
+fn as_json(row: &Row) -> Value {
     let mut layout = json!({"model": row.model, "tensor_parallel_size": row.tensor_size, "pipeline_parallel_size": row.num_stages});
     match &row.outcome {
         Ok(fit) => {
@@ -218,9 +211,18 @@ fn as_json(row: &Row) -> serde_json::Value {
             layout["cached_tokens"] = fit.cached_tokens.into();
             layout["context"] = fit.context.into();
         }
-        Err(reason) => layout["does_not_fit"] = reason.as_str().into(),
+        Err(misfit) => tell_misfit(misfit, &mut layout),
     }
     layout
+}
+
+/// Why a layout cannot be, for programs: too small GPUs are another matter than a model that cannot be dealt so.
+pub(crate) fn tell_misfit(misfit: &Misfit, layout: &mut Value) {
+    let key = match misfit {
+        Misfit::Memory { .. } => "does_not_fit",
+        Misfit::Impossible(_) => "impossible",
+    };
+    layout[key] = misfit.to_string().into();
 }
 
 /// `13.4 GiB`.
@@ -238,12 +240,36 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    use crate::args::DtypeArg;
+
+    fn plan_args(arguments: &str) -> PlanArgs {
+        let line = format!("phalanx plan {arguments}");
+        let cli = crate::args::Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let crate::args::Command::Plan(args) = cli.command else { panic!("plan") };
+        args
+    }
+
+    #[test]
+    fn a_plan_has_the_steps_that_serving_has() {
+        let step = |arguments: &str| models(None, &plan_args(arguments)).map(|models| models[0].step);
+        assert_eq!(step("").unwrap(), (8192, 256));
+        assert_eq!(step("--max-num-batched-tokens 64").unwrap(), (64, 64));
+        let refused = step("--max-num-batched-tokens 64 --max-num-seqs 65").unwrap_err().to_string();
+        assert!(refused.contains("--max-num-seqs 65"), "{refused}");
+    }
 
     #[test]
     fn what_is_stored_in_32_bits_or_quantised_is_planned_in_the_16_that_gpus_hold() {
         let (_, config) = catalogue::qwen2_5().remove(0);
         let of = |dtype, asked| {
-            Subject::new("model".to_owned(), ModelConfig { dtype, ..config.clone() }, None, asked)
+            Subject::new(
+                "model".to_owned(),
+                ModelConfig { dtype, ..config.clone() },
+                None,
+                &PlanArgs { dtype: asked, ..plan_args("") },
+            )
         };
         let cases = [
             (Format::F32, DtypeArg::Auto, DType::BF16, WeightType::BF16),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::{Figures, Layout, Prediction};
+use crate::layout::{Figures, Layout, Misfit, Prediction};
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,14 +122,12 @@ fn reason(
 }
 
 fn none_fits(predictions: &[Prediction]) -> String {
-    // The last that was refused for its memory is the one with the most GPUs.
-    let reasons = predictions.iter().rev().filter_map(|prediction| match &prediction.outcome {
-        Err(reason) => Some((prediction.layout, reason)),
-        Ok(_) => None,
+    let too_small = predictions.iter().filter_map(|prediction| match &prediction.outcome {
+        Err(reason @ Misfit::Memory { needed, .. }) => Some((needed, prediction.layout, reason)),
+        _ => None,
     });
-    let closest = reasons.into_iter().find(|(_, reason)| reason.starts_with("a GPU needs"));
-    match closest {
-        Some((layout, reason)) => format!("no layout fits: {reason}, even as {layout} (dp x pp x tp)"),
+    match too_small.min_by_key(|(needed, ..)| *needed) {
+        Some((_, layout, reason)) => format!("no layout fits: {reason}, even as {layout} (dp x pp x tp)"),
         None => "no layout of this model fits these GPUs".to_owned(),
     }
 }

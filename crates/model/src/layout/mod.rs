@@ -127,6 +127,8 @@ pub struct Subject<'a> {
     pub request: &'a MemoryRequest<'a>,
     /// Bytes of each GPU that a rank may use.
     pub budget_bytes: usize,
+    /// KV blocks that sequences cannot have.
+    pub scratch_blocks: usize,
 }
 
 /// What is expected of one layout.
@@ -135,7 +137,49 @@ pub struct Prediction {
     /// Which.
     pub layout: Layout,
     /// Its figures, or why it cannot be.
-    pub outcome: Result<Figures, String>,
+    pub outcome: Result<Figures, Misfit>,
+}
+
+/// Why a layout cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// GPUs are too small.
+    Memory {
+        /// Bytes the fullest of them needs before the first token.
+        needed: usize,
+        /// Bytes it may use.
+        budget: usize,
+    },
+    /// The model cannot be dealt that way, however large the GPUs are.
+    Impossible(String),
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        match self {
+            Self::Memory { needed, budget } => write!(
+                f,
+                "a GPU needs {:.1} GiB before the first token and may use {:.1}",
+                gib(*needed),
+                gib(*budget)
+            ),
+            Self::Impossible(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl Misfit {
+    /// That none of `plans` has room for a token within `budget` bytes; `scratch_blocks` are no sequence's.
+    #[must_use]
+    pub fn of(plans: &[MemoryPlan], budget: usize, scratch_blocks: usize) -> Self {
+        let needed = |plan: &MemoryPlan| plan.fixed_bytes() + plan.kv_bytes(1 + scratch_blocks);
+        Self::Memory { needed: plans.iter().map(needed).max().unwrap_or(0), budget }
+    }
+
+    fn impossible(error: impl fmt::Display) -> Self {
+        Self::Impossible(error.to_string())
+    }
 }
 
 /// Figures of a layout that fits.
@@ -151,7 +195,8 @@ pub struct Figures {
     pub cached_tokens: usize,
     /// Seconds to the first token for each of [`PROMPT_LENS`]; none where the cache or the context is too short.
     pub first_token_seconds: [Option<f64>; PROMPT_LENS.len()],
-    /// Seconds a token for each of [`BATCH_SIZES`] at a context of [`DECODE_CONTEXT`]; none where they do not fit at once.
+    /// Seconds a token for each of [`BATCH_SIZES`] at a context of [`DECODE_CONTEXT`]; none where the context is
+    /// shorter, or they do not fit at once.
     pub step_seconds: [Option<f64>; BATCH_SIZES.len()],
     /// Seconds of one [`SINGLE`] request alone, or of the longest that fits in its place.
     pub single_seconds: f64,
@@ -184,25 +229,24 @@ pub fn compare(machine: &Machine, subject: &Subject<'_>) -> Vec<Prediction> {
 /// The figures of one layout.
 ///
 /// # Errors
-/// A sentence that says why it cannot be: the model cannot be dealt that way, or does not fit.
-pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Result<Figures, String> {
-    let Subject { config, request, budget_bytes } = *subject;
+/// The model cannot be dealt that way, or does not fit.
+pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Result<Figures, Misfit> {
+    let Subject { config, request, budget_bytes, scratch_blocks } = *subject;
     if MOST_IN_A_GROUP < layout.tensor_size.max(layout.num_stages) {
-        return Err(format!("more than {MOST_IN_A_GROUP} ranks cannot exchange data"));
+        return Err(Misfit::impossible(format!("more than {MOST_IN_A_GROUP} ranks cannot exchange data")));
     }
     let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, request)
-        .map_err(|error| error.to_string())?;
-    let fullest =
-        plans.iter().min_by_key(|plan| plan.tokens_that_fit(budget_bytes)).expect("there is a rank");
-    let cached_tokens = fullest.tokens_that_fit(budget_bytes);
+        .map_err(Misfit::impossible)?;
+    let (fullest, blocks) = memory::fullest(&plans, budget_bytes).expect("there is a rank");
+    let cached_tokens = blocks.saturating_sub(scratch_blocks) * request.block_size;
     if cached_tokens == 0 {
-        return Err(does_not_fit(&plans, budget_bytes));
+        return Err(Misfit::of(&plans, budget_bytes, scratch_blocks));
     }
     let ranks = plans.iter().map(|plan| {
-        let shards = Shards::new(config, plan.place, &request.formats).map_err(|error| error.to_string())?;
+        let shards = Shards::new(config, plan.place, &request.formats).map_err(Misfit::impossible)?;
         Ok(RankCost::new(config, &shards, plan))
     });
-    let ranks = ranks.collect::<Result<Vec<_>, String>>()?;
+    let ranks = ranks.collect::<Result<Vec<_>, Misfit>>()?;
     let replica = ReplicaCost::new(config, &ranks, layout.tensor_size);
     let timed = Timed { machine, replica: &replica, layout, chunk_len: request.limits.max_tokens };
     let longest = config.max_model_len.min(cached_tokens);
@@ -213,16 +257,11 @@ pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Resu
         cached_tokens,
         // A prompt of the whole context leaves no room for an answer, but is what people ask about.
         first_token_seconds: PROMPT_LENS.map(|len| (len <= longest).then(|| timed.first_token(len))),
-        step_seconds: BATCH_SIZES.map(|batch| timed.decode(batch, cached_tokens, request.limits.max_samples)),
+        step_seconds: BATCH_SIZES
+            .map(|batch| timed.decode(batch, longest, (cached_tokens, request.limits.max_samples))),
         single_seconds: timed.single(longest),
         tokens_per_second: timed.crowd(longest, cached_tokens, request.limits.max_samples),
     })
-}
-
-fn does_not_fit(plans: &[MemoryPlan], budget_bytes: usize) -> String {
-    let needed = plans.iter().map(|plan| plan.fixed_bytes() + plan.kv_bytes_per_block).max().unwrap_or(0);
-    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-    format!("a GPU needs {:.1} GiB before the first token and may use {:.1}", gib(needed), gib(budget_bytes))
 }
 
 /// A layout whose time is asked about.
@@ -239,9 +278,15 @@ impl Timed<'_> {
     }
 
     /// Seconds a token of `batch` sequences dealt to the replicas, when each has room for its part.
-    fn decode(&self, batch: usize, cached_tokens: usize, max_sequences: usize) -> Option<f64> {
+    fn decode(
+        &self,
+        batch: usize,
+        longest: usize,
+        (cached_tokens, max_sequences): (usize, usize),
+    ) -> Option<f64> {
         let part = batch.div_ceil(self.layout.replicas);
-        let fits = part * DECODE_CONTEXT <= cached_tokens && part <= max_sequences;
+        let fits =
+            DECODE_CONTEXT < longest && part * DECODE_CONTEXT <= cached_tokens && part <= max_sequences;
         fits.then(|| self.replica.decode_seconds(self.machine, part as f64, DECODE_CONTEXT as f64))
     }
 

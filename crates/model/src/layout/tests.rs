@@ -37,7 +37,7 @@ fn budget(machine: &Machine) -> usize {
 fn compared(gpus: &str, context: usize) -> Vec<Prediction> {
     let (machine, config, request) = (machine(gpus), config(context), request(context));
     let budget_bytes = budget(&machine);
-    compare(&machine, &Subject { config: &config, request: &request, budget_bytes })
+    compare(&machine, &Subject { config: &config, request: &request, budget_bytes, scratch_blocks: 1 })
 }
 
 fn replica(tensor_size: usize, num_stages: usize) -> ReplicaCost {
@@ -154,23 +154,34 @@ fn what_cannot_be_says_why() {
     let small =
         Machine { card: Card { memory_bytes: 12 << 30, ..machine("1x3090").card }, ..machine("2x3090") };
     let (config, request) = (config(32_768), request(32_768));
-    let subject = Subject { config: &config, request: &request, budget_bytes: budget(&small) };
+    let subject =
+        Subject { config: &config, request: &request, budget_bytes: budget(&small), scratch_blocks: 1 };
     let all = compare(&small, &subject);
-    let reason = all[0].outcome.clone().unwrap_err();
+    let reason = all[0].outcome.clone().unwrap_err().to_string();
     assert!(reason.contains("a GPU needs 1") && reason.contains("may use 10.0"), "{reason}");
     assert!(figures(&all, (1, 1, 2)).weights_bytes < 9 << 30);
     let choice = choose(&all, Objective::Throughput, 32_768).unwrap();
     assert!(choice.layout.replicas == 1 && choice.layout.num_gpus() == 2, "{}", choice.reason);
     let many = Layout { replicas: 1, num_stages: 1, tensor_size: 9 };
-    let reason = predict(&machine("9xH200"), &subject, many).unwrap_err();
+    let reason = predict(&machine("9xH200"), &subject, many).unwrap_err().to_string();
     assert!(reason.contains("more than 8"), "{reason}");
     let of_few_heads = ModelConfig { num_heads: 4, num_kv_heads: 4, ..config.clone() };
     let few = Layout { replicas: 1, num_stages: 1, tensor_size: 5 };
     let reason = predict(&small, &Subject { config: &of_few_heads, ..subject }, few).unwrap_err();
+    assert!(matches!(reason, Misfit::Impossible(_)), "{reason}");
+    let reason = reason.to_string();
     assert!(reason.contains("--tensor-parallel-size 5"), "{reason}");
     let tiny = Subject { budget_bytes: 1 << 30, ..subject };
     let reason = choose(&compare(&small, &tiny), Objective::Latency, 32_768).unwrap_err();
-    assert!(reason.contains("no layout fits") && reason.contains("GiB"), "{reason}");
+    // Two ranks need half of what two replicas do: that is how near it came.
+    assert!(reason.contains("no layout fits") && reason.contains("even as 1 x 1 x 2"), "{reason}");
+}
+
+#[test]
+fn nothing_is_told_of_contexts_that_are_not_allowed() {
+    let all = compared("1xH200", 256);
+    assert_eq!(figures(&all, (1, 1, 1)).step_seconds, [None; BATCH_SIZES.len()]);
+    assert!(figures(&compared("1xH200", 512), (1, 1, 1)).step_seconds[0].is_some());
 }
 
 #[test]

@@ -10,11 +10,12 @@ use phalanx_model::layout::choose::Objective;
 use phalanx_model::layout::links::{AllReduceTimes, Links, Wiring};
 use phalanx_model::layout::{Layout, Machine};
 use phalanx_model::{Limits, MemoryRequest, WeightFormats};
+use phalanx_worker::SCRATCH_BLOCKS;
 
 use crate::args::{DeviceArg, EngineArgs, GpuArgs, ModelArgs};
 use crate::files::ModelFiles;
 use crate::launch::{
-    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, GPU_RESERVE_BYTES, gpu_types_of, measurements, step_limits,
+    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, gpu_budget, gpu_types_of, measurements, step_limits,
 };
 use crate::layout::{compared, objective, remembered};
 use crate::{cards, gpu};
@@ -75,7 +76,8 @@ pub(crate) fn decide(
     let machine = machine(&gpus, &probed(&gpus, &file, || cards::probe(&ordinals, &args.gpus.folders()))?);
     let (config, _) = files.weights.config().with_context(args.max_model_len)?;
     let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
-    let (max_tokens, max_samples) = step_limits(args, GPU_BATCHED_TOKENS)?;
+    let (max_tokens, max_samples) =
+        step_limits((args.max_num_batched_tokens, args.max_num_seqs), GPU_BATCHED_TOKENS)?;
     let request = MemoryRequest {
         formats: WeightFormats::Of(&files.weights, weight_type),
         activation_dtype: dtype,
@@ -84,7 +86,8 @@ pub(crate) fn decide(
         limits: Limits { max_tokens, max_samples, max_model_len: config.max_model_len },
     };
     let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
-    let subject = Subject { config: &config, request: &request, budget_bytes };
+    let subject =
+        Subject { config: &config, request: &request, budget_bytes, scratch_blocks: SCRATCH_BLOCKS };
     let comparison = compared(&machine, &subject, args.objective.map_or(usual, objective));
     files.timeline.end("layout");
     for line in comparison.to_string().lines() {
@@ -128,9 +131,9 @@ fn ordinals(named: &[usize], there: usize) -> Result<Vec<usize>> {
 fn budget(gpus: &[Gpu], share: f64) -> usize {
     let of_each = gpus.iter().map(|gpu| {
         let total = gpu.hardware.memory_bytes;
-        ((total as f64 * share) as usize).saturating_sub(total.saturating_sub(gpu.free_bytes))
+        gpu_budget(total, total.saturating_sub(gpu.free_bytes), share)
     });
-    of_each.min().unwrap_or(0).saturating_sub(GPU_RESERVE_BYTES)
+    of_each.min().unwrap_or(0)
 }
 
 /// The links as an earlier start found them, or as they are found now.
@@ -171,6 +174,7 @@ fn machine(gpus: &[Gpu], probed: &Probed) -> Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::GPU_RESERVE_BYTES;
 
     fn h200(free_gib: usize) -> Gpu {
         let hardware = Hardware {

@@ -9,10 +9,11 @@ use phalanx_model::layout::table::Comparison;
 use phalanx_model::layout::{
     BATCH_SIZES, DECODE_CONTEXT, Layout, Machine, PROMPT_LENS, Prediction, Subject, TRAFFIC, compare,
 };
+use phalanx_worker::SCRATCH_BLOCKS;
 use serde_json::{Value, json};
 
 use crate::args::{ObjectiveArg, PlanArgs};
-use crate::launch::GPU_RESERVE_BYTES;
+use crate::launch::gpu_budget;
 use crate::plan::{self, gib};
 use crate::terminal;
 
@@ -23,8 +24,9 @@ pub(crate) const MODEL: &str = "Qwen2.5-7B-Instruct";
 pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) -> Result<()> {
     let (config, notice) = model.config.with_context(args.max_model_len)?;
     let request = model.request(args, &config);
-    let budget_bytes = budget(machine.card.memory_bytes, args.gpu_memory_utilization);
-    let subject = Subject { config: &config, request: &request, budget_bytes };
+    let budget_bytes = gpu_budget(machine.card.memory_bytes, 0, args.gpu_memory_utilization);
+    let subject =
+        Subject { config: &config, request: &request, budget_bytes, scratch_blocks: SCRATCH_BLOCKS };
     let comparison = compared(machine, &subject, objective(args.objective));
     if args.json {
         let report = as_json(&model.name, machine, &comparison);
@@ -53,11 +55,6 @@ pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) ->
 /// What the table's columns mean.
 const LEGEND: &str = "dp: replicas, pp: stages, tp: ranks of a layer. Decoding behind 300 tokens; in + out: a crowd of \
                       requests of 1,024 tokens in and 256 out. All figures are predicted.";
-
-/// Bytes of a GPU that a plan may use.
-fn budget(memory_bytes: usize, share: f64) -> usize {
-    ((memory_bytes as f64 * share) as usize).saturating_sub(GPU_RESERVE_BYTES)
-}
 
 /// Predicts all layouts and takes one.
 fn compared(machine: &Machine, subject: &Subject<'_>, objective: Objective) -> Comparison {
@@ -105,8 +102,8 @@ fn layout_as_json(prediction: &Prediction) -> Value {
     let mut value = sizes(prediction.layout);
     let figures = match &prediction.outcome {
         Ok(figures) => figures,
-        Err(reason) => {
-            value["does_not_fit"] = reason.as_str().into();
+        Err(misfit) => {
+            plan::tell_misfit(misfit, &mut value);
             return value;
         }
     };
