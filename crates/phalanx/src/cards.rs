@@ -42,16 +42,20 @@ pub(crate) fn survey(folders: &[PathBuf]) -> Option<Survey> {
     })
 }
 
-/// The first `count` GPUs' memory, and who other than this process holds it; nothing where nobody can tell.
-pub(crate) fn room(count: usize) -> Vec<CardRoom> {
+/// The memory of the GPUs that ranks have, `of_ranks`, and who other than this process holds it; nothing where nobody can
+/// tell.
+pub(crate) fn room(of_ranks: &[usize]) -> Vec<CardRoom> {
     let gpus = Nvml::open().and_then(|nvml| nvml.gpus()).unwrap_or_default();
     let room = |gpu: GpuFacts| {
         let memory = gpu.memory.ok()?;
         let others = |holders: Vec<Holder>| -> Vec<Holder> {
             holders.into_iter().filter(|holder| holder.pid != std::process::id()).collect()
         };
-        Some(CardRoom {
-            ordinal: gpu.ordinal.filter(|ordinal| *ordinal < count)?,
+        let ordinal = gpu.ordinal?;
+        let ranks = of_ranks.iter().filter(|of_rank| **of_rank == ordinal).count();
+        (0 < ranks).then(|| CardRoom {
+            ordinal,
+            ranks,
             total: memory.total as usize,
             free: memory.free as usize,
             holders: gpu.holders.map(others),

@@ -2,6 +2,7 @@
 //! is, who holds the rest, and what to change. From plain numbers, so that every sentence can be tested.
 
 use phalanx_device::facts::{Holder, Known};
+use phalanx_model::layout::MOST_IN_A_GROUP;
 use phalanx_model::memory::{self, MemoryPlan};
 use phalanx_model::{MemoryRequest, ModelConfig};
 use phalanx_worker::Mesh;
@@ -10,9 +11,6 @@ use crate::args::EngineArgs;
 use crate::doctor::gpus::who;
 use crate::plan::gib;
 use crate::{cards, gpu};
-
-/// The largest tensor parallel size that is tried when one is looked for that holds the model.
-const MOST_RANKS: usize = 16;
 
 /// Everything the answer is made from.
 pub(crate) struct NoRoom {
@@ -29,8 +27,11 @@ pub(crate) struct NoRoom {
     pub(crate) held_tokens: usize,
     /// Tensor parallel sizes that were tried, ascending, and tokens that the KV cache could hold with each.
     pub(crate) larger: Vec<(usize, usize)>,
-    /// GPUs of this machine, for each replica.
+    /// GPUs of this machine.
     pub(crate) gpus: usize,
+    /// Replicas, and stages of each.
+    pub(crate) replicas: usize,
+    pub(crate) num_stages: usize,
 }
 
 /// A rank's fixed costs, in bytes.
@@ -50,6 +51,8 @@ pub(crate) struct CardRoom {
     pub(crate) ordinal: usize,
     pub(crate) total: usize,
     pub(crate) free: usize,
+    /// Ranks that share it.
+    pub(crate) ranks: usize,
     pub(crate) holders: Known<Vec<Holder>>,
 }
 
@@ -83,7 +86,7 @@ impl Attempt<'_> {
     pub(crate) fn explain(&self, args: &EngineArgs) -> String {
         let Self { config, mesh, request, plans, budget, margin, .. } = self;
         let held = |plans: &[MemoryPlan]| self.blocks_of(plans) * request.block_size;
-        let larger = (mesh.tensor_size + 1..=MOST_RANKS).filter_map(|size| {
+        let larger = (mesh.tensor_size + 1..=MOST_IN_A_GROUP).filter_map(|size| {
             let plans = memory::plan_layout(config, size, mesh.num_stages, request).ok()?;
             Some((size, held(&plans)))
         });
@@ -92,11 +95,13 @@ impl Attempt<'_> {
             needed: Needed::of(plans, *margin),
             budget: *budget,
             share: args.gpu_memory_utilization,
-            cards: cards::room(ranks),
+            cards: gpu::of_ranks(ranks, &args.gpus).map(|gpus| cards::room(&gpus)).unwrap_or_default(),
             asked_tokens: config.max_model_len,
             held_tokens: held(plans),
             larger: larger.collect(),
-            gpus: gpu::count() / (mesh.num_stages * args.replicas()),
+            gpus: gpu::count(),
+            replicas: args.replicas(),
+            num_stages: mesh.num_stages,
         }
         .text()
     }
@@ -158,12 +163,17 @@ impl NoRoom {
         match tightest {
             None => "who holds the rest cannot be told: NVML is not there".to_owned(),
             Some(card) => format!(
-                "--gpu-memory-utilization {} of GPU {}'s {} is {}, and {} of the card are in use already",
+                "--gpu-memory-utilization {} of GPU {}'s {} is {}, and {} of the card are in use already{}",
                 self.share,
                 card.ordinal,
                 gib(card.total),
                 gib((card.total as f64 * self.share) as usize),
-                gib(card.total - card.free)
+                gib(card.total - card.free),
+                if card.ranks == 1 {
+                    String::new()
+                } else {
+                    format!("; {} ranks share the rest", card.ranks)
+                }
             ),
         }
     }
@@ -203,14 +213,21 @@ impl NoRoom {
         format!("To make it fit: {}", ways.join(", or "))
     }
 
-    /// A tensor parallel size, and whether this machine has the GPUs for it.
+    /// A tensor parallel size, and whether this machine has the GPUs for it: for all replicas, or for fewer.
     fn take(&self, size: usize, context: &str) -> String {
-        match size <= self.gpus {
-            true => format!("take --tensor-parallel-size {size}{context}"),
-            false => format!(
-                "take {size} GPUs like these ({} are here) and --tensor-parallel-size {size}{context}",
-                self.gpus
+        let of_replica = size * self.num_stages;
+        match self.gpus / of_replica {
+            0 => format!(
+                "take {of_replica} GPUs like these ({} are here) and --tensor-parallel-size {size}{}{context}",
+                self.gpus,
+                if self.replicas == 1 { "" } else { " --data-parallel-size 1" }
             ),
+            replicas if replicas < self.replicas => {
+                format!(
+                    "take --tensor-parallel-size {size} and lower --data-parallel-size to {replicas}{context}"
+                )
+            }
+            _ => format!("take --tensor-parallel-size {size}{context}"),
         }
     }
 }
@@ -218,7 +235,7 @@ impl NoRoom {
 impl CardRoom {
     /// What a rank may use of it.
     fn room(&self, share: f64) -> usize {
-        ((self.total as f64 * share) as usize).saturating_sub(self.total - self.free)
+        ((self.total as f64 * share) as usize).saturating_sub(self.total - self.free) / self.ranks
     }
 }
 
@@ -228,17 +245,23 @@ mod tests {
 
     const GIB: usize = 1 << 30;
 
+    fn card(ranks: usize, holders: Known<Vec<Holder>>) -> CardRoom {
+        CardRoom { ordinal: 1, total: 140 * GIB, free: 39 * GIB, ranks, holders }
+    }
+
     fn no_room() -> NoRoom {
         let holder = Holder { pid: 4711, name: Some("python3 hold.py".to_owned()), bytes: Some(100 << 30) };
         NoRoom {
             needed: Needed { weights: 14 * GIB, workspace: GIB, margin: GIB, kv_per_token: 57_344 },
             budget: 28 * GIB,
             share: 0.92,
-            cards: vec![CardRoom { ordinal: 1, total: 140 * GIB, free: 39 * GIB, holders: Ok(vec![holder]) }],
+            cards: vec![card(1, Ok(vec![holder]))],
             asked_tokens: 131_072,
             held_tokens: 0,
             larger: vec![(2, 60_000), (4, 400_000)],
             gpus: 2,
+            replicas: 1,
+            num_stages: 1,
         }
     }
 
@@ -289,7 +312,7 @@ mod tests {
 
     #[test]
     fn remedies_are_those_that_help() {
-        let cases: [(NoRoom, &[&str], &[&str]); 4] = [
+        let cases: [(NoRoom, &[&str], &[&str]); 7] = [
             (
                 NoRoom { held_tokens: 5_000, ..no_room() },
                 &[
@@ -312,6 +335,21 @@ mod tests {
                 NoRoom { larger: Vec::new(), cards: Vec::new(), share: 0.5, ..no_room() },
                 &["raise --gpu-memory-utilization"],
                 &["end what else", "held by"],
+            ),
+            (
+                NoRoom { cards: vec![card(2, Ok(Vec::new()))], ..no_room() },
+                &["in use already; 2 ranks share the rest"],
+                &["held by"],
+            ),
+            (
+                NoRoom { gpus: 8, replicas: 4, ..no_room() },
+                &["take --tensor-parallel-size 4 and lower --data-parallel-size to 2"],
+                &["GPUs like these"],
+            ),
+            (
+                NoRoom { gpus: 4, num_stages: 2, ..no_room() },
+                &["take 8 GPUs like these (4 are here) and --tensor-parallel-size 4"],
+                &["--data-parallel-size"],
             ),
         ];
         for (case, told, not_told) in cases {
