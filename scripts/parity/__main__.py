@@ -339,7 +339,11 @@ class Parity:
             for row in rows:
                 if row.answers:
                     row.judge(references[key])
-            self.tell(f"{setup.name}: judged")
+            # Told at once: a table that comes last is lost with whoever is stopped.
+            missed = [row for row in rows if row.miss]
+            self.tell(f"{setup.name}: judged, {len(rows) - len(missed)} of {len(rows)} rows agree")
+            for row in missed:
+                self.tell(row.line(1))
         return [row for setup in setups for row in results[setup]]
 
 
