@@ -97,8 +97,8 @@ pub(crate) fn locate(
             Err(failure) => progress.notice(&failure.to_string()),
         },
         Err(_) if options.offline => {
-            return Err(HubError::NotFound(format!(
-                "{} is neither at {} nor in the cache of a hub, and --offline forbids to fetch it",
+            return Err(HubError::NotHere(format!(
+                "{} is neither at {} nor in the cache of a hub",
                 entry.name,
                 path.display()
             )));

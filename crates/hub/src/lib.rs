@@ -70,6 +70,9 @@ pub enum HubError {
     /// Nothing by this name; says what was tried and what can be written instead.
     #[error("{0}")]
     NotFound(String),
+    /// It is not on this disk, and `--offline` was asked for.
+    #[error("{0}, and --offline forbids to fetch it")]
+    NotHere(String),
     /// The options do not fit the model: a revision of a local file, the description of what has none.
     #[error("{0}")]
     Unfit(String),

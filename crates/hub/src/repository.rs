@@ -110,11 +110,7 @@ pub(crate) fn locate(
     let cache = Cache::new(&options.cache, &id.repository());
     if options.offline {
         return cached(id, &cache, options.what).ok_or_else(|| {
-            HubError::NotFound(format!(
-                "{} is not complete in {} and --offline forbids to fetch it",
-                id.repository(),
-                cache.folder().display()
-            ))
+            HubError::NotHere(format!("{} is not complete in {}", id.repository(), cache.folder().display()))
         });
     }
     type Source = fn(&ModelId, &HubOptions) -> Result<Listing, HubError>;

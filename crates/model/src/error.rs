@@ -23,6 +23,14 @@ pub enum LoadError {
         /// What is wrong, naming the field.
         what: String,
     },
+    /// The files are of a model that this program does not run: they may be whole all the same.
+    #[error("{}: {what}", file.display())]
+    OtherKind {
+        /// The file or folder.
+        file: PathBuf,
+        /// What it is, and what would be known.
+        what: String,
+    },
     /// A tensor is missing, unknown, or not what the configuration says.
     #[error("{}: tensor {tensor}: {what}", file.display())]
     Tensor {

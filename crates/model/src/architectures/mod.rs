@@ -81,7 +81,8 @@ pub(crate) fn of_gguf(fields: &Fields<'_>) -> Result<(Architecture, &'static str
 }
 
 fn unknown(fields: &Fields<'_>, key: &str, name: &str, known: [&str; KNOWN.len()]) -> LoadError {
-    fields.error(key, &format!("names {}, and this program knows {}", printable(name), known.join(", ")))
+    let what = format!("{key}: names {}, and this program knows {}", printable(name), known.join(", "));
+    LoadError::OtherKind { file: fields.file.to_path_buf(), what }
 }
 
 /// Every tensor a model needs.

@@ -299,7 +299,11 @@ fn description(path: &Path, format: LoadFormat) -> Result<PathBuf, LoadError> {
     match (gguf.pop(), gguf.is_empty(), format) {
         (Some(file), true, LoadFormat::Auto | LoadFormat::Gguf | LoadFormat::Dummy { .. }) => Ok(file),
         (Some(_), false, _) => Err(LoadError::malformed(path, "holds several GGUF files: name one of them")),
-        _ if has_config => Ok(config),
+        _ if has_config => Err(LoadError::OtherKind {
+            file: path.to_path_buf(),
+            what: "holds a config.json, and neither model.safetensors (or its index) nor a GGUF file"
+                .to_owned(),
+        }),
         _ => Err(LoadError::malformed(path, "holds no config.json and no GGUF file")),
     }
 }

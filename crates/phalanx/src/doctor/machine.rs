@@ -120,7 +120,7 @@ pub(crate) fn space(folder: &Path) -> Finding {
     // An empty path is the current folder.
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
     match rustix::fs::statvfs(there) {
-        Ok(disk) => space_left(folder, disk.f_bavail * disk.f_frsize),
+        Ok(disk) => space_left(folder, disk.f_bavail.saturating_mul(disk.f_frsize)),
         Err(error) => Finding::fail(
             "disk",
             format!("{} cannot be looked at: {error}", there.display()),

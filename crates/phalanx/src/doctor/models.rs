@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use phalanx_hub::{HeldModel, Partial};
-use phalanx_model::{LoadFormat, Weights};
+use phalanx_hub::{HeldModel, HubError, Partial};
+use phalanx_model::{LoadError, LoadFormat, Weights};
 use serde_json::json;
 
 use super::finding::Finding;
@@ -11,6 +11,9 @@ use super::machine;
 use crate::args::{DoctorArgs, DtypeArg, LoadFormatArg, ModelArgs};
 use crate::files;
 use crate::plan::gib;
+
+/// A smaller file is read before a disk has shown how fast it is.
+const LEAST_READ: u64 = 64 << 20;
 
 /// The model that was asked about, or all that the cache holds; and the disk they lie on.
 pub(crate) fn findings(args: &DoctorArgs) -> Vec<Finding> {
@@ -21,7 +24,7 @@ pub(crate) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     };
     let folder = largest.as_deref().and_then(Path::parent).unwrap_or(&cache);
     findings.push(machine::space(folder));
-    findings.extend(largest.as_deref().map(machine::reading));
+    findings.extend(largest.as_deref().filter(|path| LEAST_READ <= len(path)).map(machine::reading));
     findings
 }
 
@@ -48,37 +51,64 @@ fn asked(model: &str, args: &DoctorArgs) -> (Vec<Finding>, Option<PathBuf>) {
                 json!({"model": files.name, "path": path.display().to_string(), "weights_bytes": bytes});
             (vec![Finding::ok("model", format!("{text}, {}", gib(bytes))).with(data)], largest_file(path))
         }
-        Err(error) => {
-            let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
-            let fix = match Path::new(model).exists() {
-                true => "fetch or copy the files again; a download that `phalanx pull` made goes on where it broke off"
-                    .to_owned(),
-                false => format!("fetch it with `phalanx pull {model}`"),
-            };
-            (vec![Finding::fail("model", causes.join(": "), fix)], None)
+        Err(error) => (vec![unusable(model, &error)], None),
+    }
+}
+
+/// Why a model that was asked about does not open. Nobody said `--offline`: that nothing was fetched is not the reason.
+fn unusable(model: &str, error: &anyhow::Error) -> Finding {
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    let told = causes.join(": ");
+    let kind = error.chain().find_map(|cause| cause.downcast_ref::<LoadError>());
+    match (error.chain().find_map(|cause| cause.downcast_ref::<HubError>()), kind) {
+        (Some(HubError::NotHere(what)), _) => {
+            Finding::fail("model", what.clone(), format!("fetch it with `phalanx pull {model}`"))
         }
+        (Some(_), _) => Finding::fail(
+            "model",
+            told,
+            "give a folder or a .gguf file that is there, a catalogue name or a hub id",
+        ),
+        (None, Some(LoadError::OtherKind { .. })) => Finding::fail(
+            "model",
+            told,
+            "take a model that `phalanx serve` runs, such as Qwen/Qwen2.5-7B-Instruct",
+        ),
+        (None, _) if Path::new(model).exists() => {
+            Finding::fail("model", told, "copy or fetch the files again")
+        }
+        (None, _) => Finding::fail("model", told, format!("fetch it again with `phalanx pull {model}`")),
     }
 }
 
 fn held(cache: &Path) -> (Vec<Finding>, Option<PathBuf>) {
     let (models, partials) = phalanx_hub::held(cache);
-    let mut findings: Vec<Finding> = models.iter().map(held_model).collect();
+    let mut usable = Vec::new();
+    let mut findings = Vec::new();
+    for model in &models {
+        let opened = Weights::open(&model.path, LoadFormat::Auto);
+        usable.extend(opened.is_ok().then_some(model));
+        findings.push(held_model(model, opened));
+    }
     findings.extend(partials.iter().map(broken_off));
     if findings.is_empty() {
         let text = format!("none in {}", cache.display());
         findings.push(Finding::ok("model", format!("{text} yet: `phalanx serve` fetches one")));
     }
-    let largest = models.iter().filter_map(|model| largest_file(&model.path));
-    (findings, largest.max_by_key(|path| path.metadata().map_or(0, |metadata| metadata.len())))
+    let largest = usable.iter().filter_map(|model| largest_file(&model.path));
+    (findings, largest.max_by_key(|path| len(path)))
 }
 
-fn held_model(model: &HeldModel) -> Finding {
+/// `opened` is headers, sizes, names and shapes of every file: what is cut off or swapped shows.
+fn held_model(model: &HeldModel, opened: Result<Weights, LoadError>) -> Finding {
     let HeldModel { name, path, bytes, missing } = model;
     let data = json!({"model": name, "path": path.display().to_string(), "bytes": bytes, "missing": missing});
     let again = format!("fetch it again with `phalanx pull {name}`");
-    // Headers, sizes, names and shapes of every file: what is cut off or swapped shows.
-    let opened = Weights::open(path, LoadFormat::Auto);
     let finding = match (missing.first(), opened) {
+        // The cache is shared with other tools.
+        (_, Err(LoadError::OtherKind { what, .. })) => {
+            Finding::ok("model", format!("{name} is of another kind, and not served: {what}"))
+        }
         (Some(file), _) => {
             Finding::warn("model", format!("{name} lacks {file} in {}", path.display()), again)
         }
@@ -111,7 +141,11 @@ fn largest_file(path: &Path) -> Option<PathBuf> {
     let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     files
         .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-        .max_by_key(|path| path.metadata().map_or(0, |metadata| metadata.len()))
+        .max_by_key(|path| len(path))
+}
+
+fn len(path: &Path) -> u64 {
+    path.metadata().map_or(0, |metadata| metadata.len())
 }
 
 #[cfg(test)]
@@ -131,6 +165,25 @@ mod tests {
         assert_eq!(findings.iter().map(|finding| finding.verdict).collect::<Vec<_>>(), [Verdict::Warn; 2]);
         assert!(findings[0].text.contains("torn cannot be used"), "{findings:?}");
         assert!(findings[1].text.contains("broke off"), "{findings:?}");
-        assert_eq!(largest, Some(catalogue.join("torn.gguf")));
+        assert_eq!(largest, None, "a disk is not judged by what is torn");
+    }
+
+    #[test]
+    fn models_of_other_tools_are_let_be() {
+        let cache = tempfile::tempdir().unwrap();
+        for (name, config) in [
+            ("a", r#"{"architectures": ["LlamaForCausalLM"]}"#),
+            ("b", r#"{"architectures": ["Qwen2ForCausalLM"]}"#),
+        ] {
+            let folder = cache.path().join(format!("models--o--{name}/snapshots/1"));
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("config.json"), config).unwrap();
+        }
+        let llama = cache.path().join("models--o--a/snapshots/1/model.safetensors");
+        std::fs::write(llama, "weights").unwrap();
+        for finding in held(cache.path()).0 {
+            assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
+            assert!(finding.text.contains("is of another kind"), "{finding:?}");
+        }
     }
 }
