@@ -429,15 +429,15 @@ pub(crate) struct PlanArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// The model to look at: as behind `serve --model`, on this disk [default: all that the cache holds].
-    #[arg(long, short, value_name = "MODEL")]
+    #[arg(long, short, value_name = "MODEL", conflicts_with = "instead")]
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) hub: HubArgs,
     /// The address a server would listen on.
-    #[arg(long, default_value = "127.0.0.1")]
+    #[arg(long, default_value = "127.0.0.1", conflicts_with = "instead")]
     pub(crate) host: IpAddr,
     /// The port a server would listen on.
-    #[arg(long, short, default_value_t = 8000)]
+    #[arg(long, short, default_value_t = 8000, conflicts_with = "instead")]
     pub(crate) port: u16,
     /// Folders, or Python environments, in which NVIDIA's libraries are looked for first; as `serve` has it.
     #[arg(long, env = "PHALANX_LIBRARY_PATH", value_delimiter = ':', value_name = "FOLDER")]
@@ -445,13 +445,13 @@ pub(crate) struct DoctorArgs {
     #[arg(long, env = "VIRTUAL_ENV", hide = true)]
     pub(crate) virtual_env: Option<PathBuf>,
     /// Check every operation of the GPUs against the CPU instead, with random inputs.
-    #[arg(long, conflicts_with = "speed")]
+    #[arg(long, group = "instead")]
     pub(crate) kernels: bool,
     /// Measure every operation of a GPU instead; takes a minute.
-    #[arg(long)]
+    #[arg(long, group = "instead", conflicts_with = "json")]
     pub(crate) speed: bool,
     /// What --kernels and --speed compute in; --speed takes `both` for bf16.
-    #[arg(long, value_enum, default_value_t = KernelDtype::Both)]
+    #[arg(long, value_enum, default_value_t = KernelDtype::Both, requires = "instead")]
     pub(crate) dtype: KernelDtype,
     /// Tell the device of one row too few, to show that a mistake is found.
     #[arg(long, hide = true, requires = "kernels")]
@@ -459,6 +459,13 @@ pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl DoctorArgs {
+    /// Where NVIDIA's libraries are looked for first.
+    pub(crate) fn library_folders(&self) -> Vec<PathBuf> {
+        self.library_path.iter().chain(&self.virtual_env).cloned().collect()
+    }
 }
 
 #[derive(Debug, Args)]

@@ -134,13 +134,13 @@ fn sums(ordinals: &[usize], folders: &[PathBuf]) -> Result<Sums, DeviceError> {
 }
 
 /// Every operation against the CPU's; `planted` tells the device of one row too few, which must be found.
-pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
+pub(crate) fn check(dtypes: &[DType], planted: bool, folders: &[PathBuf]) -> Result<Checked> {
     let count = device_count()?;
     let planted = if planted { Planted::OffByOne } else { Planted::Nothing };
     let reference = Cpu::new(std::thread::available_parallelism().map_or(1, usize::from))?;
     let mut checked = Checked { device: String::new(), cases: Vec::new(), sums: Vec::new() };
     for dtype in dtypes {
-        let cuda = Cuda::new(0, *dtype)?;
+        let cuda = Cuda::with_libraries(0, *dtype, folders)?;
         checked.device = cuda.describe();
         checked.cases.extend(cases(dtype_name(*dtype), parity::run(&cuda, &reference, planted)));
     }
@@ -151,7 +151,7 @@ pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
     let options = Options {
         deadline: GROUP_DEADLINE,
         all_reduce: AllReduce::Auto,
-        folders: Vec::new(),
+        folders: folders.to_vec(),
         compare: false,
     };
     let each: Vec<usize> = (0..count.min(MOST_RANKS)).collect();
@@ -161,7 +161,7 @@ pub(crate) fn check(dtypes: &[DType], planted: bool) -> Result<Checked> {
         checked.cases.extend(cases("all", parity::group::run(ordinals, &options)?));
     }
     if 1 < count {
-        checked.sums = sums(&each, &[])?.table;
+        checked.sums = sums(&each, folders)?.table;
     }
     Ok(checked)
 }
@@ -184,6 +184,6 @@ fn dtype_name(dtype: DType) -> &'static str {
 }
 
 /// How long each operation takes, and how near that is to the machine's limits.
-pub(crate) fn speed(dtype: DType) -> Result<String> {
-    Ok(speed::run(&Cuda::new(0, dtype)?)?.to_string())
+pub(crate) fn speed(dtype: DType, folders: &[PathBuf]) -> Result<String> {
+    Ok(speed::run(&Cuda::with_libraries(0, dtype, folders)?)?.to_string())
 }

@@ -39,11 +39,11 @@ pub(crate) fn watch() -> Option<Box<dyn Fn() -> Vec<GpuFacts> + Send + Sync>> {
 }
 
 /// Says what to do about it.
-pub(crate) fn check(_dtypes: &[DType], _planted: bool) -> Result<Checked> {
+pub(crate) fn check(_dtypes: &[DType], _planted: bool, _folders: &[PathBuf]) -> Result<Checked> {
     bail!(WITHOUT)
 }
 
 /// Says what to do about it.
-pub(crate) fn speed(_dtype: DType) -> Result<String> {
+pub(crate) fn speed(_dtype: DType, _folders: &[PathBuf]) -> Result<String> {
     bail!(WITHOUT)
 }

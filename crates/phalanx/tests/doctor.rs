@@ -68,8 +68,7 @@ fn what_does_not_work_is_an_exit_code_and_a_remedy() {
 
 #[test]
 fn kernels_without_gpus_fail_with_a_sentence() {
-    let cache = tempfile::tempdir().unwrap();
-    let output = doctor(cache.path(), &["--kernels"]);
+    let output = Command::new(env!("CARGO_BIN_EXE_phalanx")).args(["doctor", "--kernels"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     match output.status.code() {
         // A machine with GPUs, and a binary for them: then its kernels are right.
@@ -82,5 +81,32 @@ fn kernels_without_gpus_fail_with_a_sentence() {
                 "{said}"
             );
         }
+    }
+}
+
+#[test]
+fn flags_that_do_nothing_together_are_refused() {
+    for arguments in [
+        &["--speed", "--json"][..],
+        &["--speed", "--kernels"],
+        &["--dtype", "bf16"],
+        &["--kernels", "--model", "m"],
+        &["--kernels", "--port", "1"],
+    ] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_phalanx")).arg("doctor").args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_there_is_told_without_a_flag_that_nobody_gave() {
+    let cache = tempfile::tempdir().unwrap();
+    for (model, fix) in
+        [("no/such-model", "phalanx pull no/such-model"), ("/no/such/folder", "that is there")]
+    {
+        let output = doctor(cache.path(), &["--model", model]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(fix) && !text.contains("--offline"), "{text}");
     }
 }
