@@ -16,7 +16,7 @@ use crossterm::{cursor, queue, style};
 use crate::args::TopArgs;
 use crate::terminal;
 use frame::View;
-use scrape::{Scrape, Source};
+use scrape::{NoFigures, Scrape, Source, full_address};
 
 /// Looks that are remembered: rates are over the last ten.
 const REMEMBERED: usize = 10;
@@ -25,8 +25,8 @@ const KEY_WAIT: Duration = Duration::from_millis(100);
 
 /// Shows until `q`, or one picture.
 pub(crate) fn run(args: &TopArgs) -> Result<()> {
-    let source =
-        Source { url: args.url.clone(), api_key: args.api_key.clone().filter(|key| !key.is_empty()) };
+    let url = full_address(&args.url);
+    let source = Source { url: url.clone(), api_key: args.api_key.clone().filter(|key| !key.is_empty()) };
     let interval = Duration::from_secs_f64(args.interval);
     if args.once {
         return once(&source, interval);
@@ -37,14 +37,17 @@ pub(crate) fn run(args: &TopArgs) -> Result<()> {
     let (looks, receiver) = mpsc::channel();
     std::thread::Builder::new().name("top".to_owned()).spawn(move || look(&source, interval, &looks))?;
     let _screen = Screen::take()?;
-    show(&args.url, &receiver)
+    show(&url, &receiver)
 }
 
 /// Two looks, for rates, and one picture.
 fn once(source: &Source, interval: Duration) -> Result<()> {
     let look = || {
-        source.scrape().map_err(|reason| {
-            anyhow!("{reason}: start one with `phalanx serve`, or give the address of another with --url")
+        source.scrape().map_err(|error| match error {
+            NoFigures::Nobody(reason) => {
+                anyhow!("{reason}: start one with `phalanx serve`, or give the address of another with --url")
+            }
+            NoFigures::Refused(reason) => anyhow!(reason),
         })
     };
     let before = look()?;
@@ -57,13 +60,13 @@ fn once(source: &Source, interval: Duration) -> Result<()> {
 }
 
 /// Looks again and again, until nobody wants to know.
-fn look(source: &Source, interval: Duration, looks: &Sender<Result<Scrape, String>>) {
+fn look(source: &Source, interval: Duration, looks: &Sender<Result<Scrape, NoFigures>>) {
     while looks.send(source.scrape()).is_ok() {
         std::thread::sleep(interval);
     }
 }
 
-fn show(url: &str, looks: &Receiver<Result<Scrape, String>>) -> Result<()> {
+fn show(url: &str, looks: &Receiver<Result<Scrape, NoFigures>>) -> Result<()> {
     let mut remembered: VecDeque<Scrape> = VecDeque::new();
     let mut trouble = Some(format!("asking {url}"));
     paint(&picture(url, &remembered, trouble.as_deref()))?;

@@ -1,5 +1,6 @@
 //! A server's `/metrics`, taken apart: Prometheus' text format, as far as this project writes it.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// A server that does not answer within this is as good as gone.
@@ -27,12 +28,37 @@ pub(crate) struct Source {
     pub(crate) api_key: Option<String>,
 }
 
+/// Why there are no figures; one sentence.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum NoFigures {
+    /// Nobody listens there.
+    Nobody(String),
+    /// Somebody does, and gives something else.
+    Refused(String),
+}
+
+impl fmt::Display for NoFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nobody(reason) | Self::Refused(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// An address as people write it: without `http://` as well.
+pub(crate) fn full_address(url: &str) -> String {
+    match url.contains("://") {
+        true => url.to_owned(),
+        false => format!("http://{url}"),
+    }
+}
+
 impl Source {
     /// Asks once.
     ///
     /// # Errors
-    /// Nobody answers, or not with figures; one sentence.
-    pub(crate) fn scrape(&self) -> Result<Scrape, String> {
+    /// Nobody answers, or not with figures.
+    pub(crate) fn scrape(&self) -> Result<Scrape, NoFigures> {
         let url = format!("{}/metrics", self.url.trim_end_matches('/'));
         let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
         let mut request = agent.get(&url);
@@ -40,14 +66,24 @@ impl Source {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
         let mut response = request.call().map_err(|error| match error {
-            ureq::Error::StatusCode(401) => format!("{url} wants a key: give it with --api-key"),
-            ureq::Error::StatusCode(status) => format!("{url} answers with status {status}"),
-            other => format!("no server at {}: {other}", self.url),
+            ureq::Error::StatusCode(401) => {
+                NoFigures::Refused(format!("{url} wants a key: give it with --api-key"))
+            }
+            ureq::Error::StatusCode(status) => {
+                NoFigures::Refused(format!("{url} answers with status {status}"))
+            }
+            error @ (ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::HostNotFound) => {
+                NoFigures::Nobody(format!("no server at {}: {error}", self.url))
+            }
+            other => NoFigures::Refused(format!("{url}: {other}")),
         })?;
-        let text = response.body_mut().read_to_string().map_err(|error| format!("{url}: {error}"))?;
+        let text = response
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| NoFigures::Refused(format!("{url}: {error}")))?;
         let scrape = Scrape::parse(&text);
         match scrape.series.is_empty() {
-            true => Err(format!("{url} is no server's metrics")),
+            true => Err(NoFigures::Refused(format!("{url} is no server's metrics"))),
             false => Ok(scrape),
         }
     }
@@ -165,5 +201,19 @@ mod tests {
         assert_eq!(scrape.values("a", "m"), ["x \"y\" {z}, \\", "x"]);
         assert_eq!(scrape.values_where("a", ("engine", "1"), "m"), ["x"]);
         assert_eq!(scrape.buckets("h"), [(0.5, 3.0), (f64::INFINITY, 5.0)]);
+    }
+
+    #[test]
+    fn an_address_is_taken_as_people_write_it() {
+        assert_eq!(full_address("127.0.0.1:8000"), "http://127.0.0.1:8000");
+        assert_eq!(full_address("https://far.away/x"), "https://far.away/x");
+    }
+
+    #[test]
+    fn nobody_there_is_told_from_a_wrong_address() {
+        let asked = |url: &str| Source { url: url.to_owned(), api_key: None }.scrape().unwrap_err();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(matches!(asked(&format!("http://{free}")), NoFigures::Nobody(_)));
+        assert!(matches!(asked("other://x"), NoFigures::Refused(_)));
     }
 }
