@@ -25,8 +25,8 @@ pub struct MatrixRow {
     pub device_bytes: usize,
 }
 
-/// Writes the rows under one head; nothing when there are none.
-pub(crate) fn write_table(f: &mut fmt::Formatter<'_>, rows: &[MatrixRow]) -> fmt::Result {
+/// Writes the rows under one head, memory under `memory_head`; nothing when there are none.
+pub(crate) fn write_table(f: &mut fmt::Formatter<'_>, rows: &[MatrixRow], memory_head: &str) -> fmt::Result {
     if rows.is_empty() {
         return Ok(());
     }
@@ -45,7 +45,7 @@ pub(crate) fn write_table(f: &mut fmt::Formatter<'_>, rows: &[MatrixRow]) -> fmt
         "total tok/s",
         "first token ms",
         "of limit",
-        "GB per GPU",
+        memory_head,
     ];
     writeln!(f, "{}", line(head))?;
     for row in rows {

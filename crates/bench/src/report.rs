@@ -116,7 +116,8 @@ impl fmt::Display for Report {
             }
             writeln!(f, "{line}  {:>5} of {}", figure.share(), rounded(figure.limit))?;
         }
-        matrix::write_table(f, &self.matrix)?;
+        let on_gpus = self.limits.iter().all(|device| device.name.starts_with("GPU"));
+        matrix::write_table(f, &self.matrix, if on_gpus { "GB per GPU" } else { "GB" })?;
         for left_out in &self.left_out {
             writeln!(f, "  left out: {left_out}")?;
         }
@@ -190,5 +191,13 @@ mod tests {
     #[test]
     fn the_median_of_an_even_number_of_runs_lies_between_the_middle_two() {
         assert_eq!(Figure::rate("x", 1, &[1.0, 0.5, 0.25, 0.125], 0.1).median, 3.0);
+    }
+
+    #[test]
+    fn limits_are_told_to_programs_with_their_units() {
+        let limit = DeviceLimits { name: "GPU 0".to_owned(), bandwidth: 2.0, arithmetic: 3.0 };
+        let expected =
+            serde_json::json!({"name": "GPU 0", "bytes_per_second": 2.0, "operations_per_second": 3.0});
+        assert_eq!(serde_json::to_value(limit).unwrap(), expected);
     }
 }

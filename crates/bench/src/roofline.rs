@@ -26,8 +26,10 @@ pub struct DeviceLimits {
     /// Which device, for example `GPU 0`.
     pub name: String,
     /// Bytes read from its memory.
+    #[serde(rename = "bytes_per_second")]
     pub bandwidth: f64,
     /// Floating-point operations of a large matrix product.
+    #[serde(rename = "operations_per_second")]
     pub arithmetic: f64,
 }
 

@@ -35,18 +35,18 @@ impl Suite<'_> {
     }
 }
 
-/// Decode speed for each batch size: all requests in step, prompts of `input_len`, `output_len` tokens out.
+/// Decode speed for each batch size: all requests in step, prompts of `input_len`, `output_len` tokens out; and why a
+/// batch size has none: a request failed, or answers are too short for all requests to decode at the same time.
 ///
 /// # Errors
-/// A request failed, or answers are too short for all requests to decode at the same time.
+/// The reason, when no batch size could be measured.
 pub fn latency(
     suite: &mut Suite<'_>,
     batch_sizes: &[usize],
     input_len: usize,
     output_len: usize,
-) -> Result<Vec<Figure>, LoadError> {
-    let mut figures = Vec::new();
-    for &batch_size in batch_sizes {
+) -> Result<(Vec<Figure>, Vec<String>), LoadError> {
+    each(batch_sizes, |&batch_size| {
         let seen = suite.observe(&Load::uniform(batch_size, input_len, output_len))?;
         // The time of one token of each request, while all of them decode.
         let round = |seen: &Observed| match 0 < seen.steady_tokens && 0.0 < seen.steady_seconds {
@@ -56,26 +56,48 @@ pub fn latency(
         let seconds = seen.iter().map(round).collect::<Result<Vec<f64>, _>>()?;
         let mean_context = input_len as f64 + output_len as f64 / 2.0;
         let least = suite.roofline.decode_seconds(batch_size, mean_context);
-        figures.push(Figure::rate(format!("decode, {batch_size} at once"), batch_size, &seconds, least));
-        figures.push(Figure::millis(format!("one token of each, {batch_size} at once"), &seconds, least));
-    }
-    Ok(figures)
+        Ok([
+            Figure::rate(format!("decode, {batch_size} at once"), batch_size, &seconds, least),
+            Figure::millis(format!("one token of each, {batch_size} at once"), &seconds, least),
+        ])
+    })
 }
 
-/// Prompt speed and time to first token for each length, one request at a time.
+/// Measures each of `loads`. One that fails takes nothing from what was measured before: its reason is told beside it.
+fn each<T: std::fmt::Display>(
+    loads: &[T],
+    mut measure: impl FnMut(&T) -> Result<[Figure; 2], LoadError>,
+) -> Result<(Vec<Figure>, Vec<String>), LoadError> {
+    let (mut figures, mut left_out, mut first) = (Vec::new(), Vec::new(), None);
+    for load in loads {
+        match measure(load) {
+            Ok(measured) => figures.extend(measured),
+            Err(error) => {
+                left_out.push(format!("{load}: {error}"));
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        Some(error) if figures.is_empty() => Err(error),
+        _ => Ok((figures, left_out)),
+    }
+}
+
+/// Prompt speed and time to first token for each length, one request at a time; and why a length has none.
 ///
 /// # Errors
-/// A request failed.
-pub fn prefill(suite: &mut Suite<'_>, input_lens: &[usize]) -> Result<Vec<Figure>, LoadError> {
-    let mut figures = Vec::new();
-    for &input_len in input_lens {
+/// The reason, when no length could be measured.
+pub fn prefill(suite: &mut Suite<'_>, input_lens: &[usize]) -> Result<(Vec<Figure>, Vec<String>), LoadError> {
+    each(input_lens, |&input_len| {
         let seen = suite.observe(&Load::uniform(1, input_len, 1))?;
         let seconds: Vec<f64> = seen.iter().map(|seen| seen.first_token_seconds[0]).collect();
         let least = suite.roofline.prefill_seconds(1, input_len);
-        figures.push(Figure::rate(format!("prefill of {input_len}"), input_len, &seconds, least));
-        figures.push(Figure::millis(format!("first token after {input_len}"), &seconds, least));
-    }
-    Ok(figures)
+        Ok([
+            Figure::rate(format!("prefill of {input_len}"), input_len, &seconds, least),
+            Figure::millis(format!("first token after {input_len}"), &seconds, least),
+        ])
+    })
 }
 
 /// Tokens a second over requests submitted at once; see [`equal`] and [`mixed`].
@@ -138,6 +160,18 @@ pub fn matrix_row(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_that_fails_takes_nothing_from_the_others() {
+        let measure = |batch_size: &usize| match batch_size {
+            8 => Err(LoadError::TooShort { batch_size: 8, output_len: 2 }),
+            _ => Ok([Figure::rate("a", 1, &[1.0], 0.5), Figure::millis("b", &[1.0], 0.5)]),
+        };
+        let (figures, left_out) = each(&[1, 8, 2], measure).unwrap();
+        assert_eq!((figures.len(), left_out.len()), (4, 1));
+        assert!(left_out[0].starts_with("8: "), "{left_out:?}");
+        assert!(each(&[8, 8], measure).is_err());
+    }
 
     #[test]
     fn mixed_requests_take_every_eighth() {

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     };
     match args.what {
         BenchKind::Matrix => (report.matrix, report.left_out) = matrix(&mut suite, &capacity, args)?,
-        _ => report.figures = figures(&mut suite, &capacity, args)?,
+        _ => (report.figures, report.left_out) = figures(&mut suite, &capacity, args)?,
     }
     match args.json {
         true => terminal::say(&serde_json::to_string_pretty(&report)?),
@@ -93,8 +93,13 @@ fn or_default(given: &[usize], default: &[usize]) -> Vec<usize> {
     if given.is_empty() { default.to_vec() } else { given.to_vec() }
 }
 
-/// Every bench but the matrix. A load that does not fit is an error: there is nothing else to report.
-fn figures(suite: &mut Suite<'_>, capacity: &Capacity, args: &BenchArgs) -> Result<Vec<Figure>> {
+/// Every bench but the matrix, and what of it failed. A load that does not fit is an error: it is known before anything
+/// is measured.
+fn figures(
+    suite: &mut Suite<'_>,
+    capacity: &Capacity,
+    args: &BenchArgs,
+) -> Result<(Vec<Figure>, Vec<String>)> {
     let fits = |checked: Result<(), String>| checked.map_err(|reason| anyhow!(reason));
     match args.what {
         BenchKind::Latency => {
@@ -122,12 +127,12 @@ fn figures(suite: &mut Suite<'_>, capacity: &Capacity, args: &BenchArgs) -> Resu
                 true => mixed(count, input_len, output_len),
                 false => equal(count, input_len, output_len),
             };
-            Ok(throughput(suite, &load, &name)?)
+            Ok((throughput(suite, &load, &name)?, Vec::new()))
         }
     }
 }
 
-/// The source's table; and what of it does not fit, with the reason.
+/// The source's table; and what of it does not fit or failed, with the reason.
 fn matrix(
     suite: &mut Suite<'_>,
     capacity: &Capacity,
@@ -140,7 +145,11 @@ fn matrix(
             match capacity.check_at_once(batch_size, input_len, output_len) {
                 Ok(()) => {
                     let device_bytes = capacity.bytes_at_once(batch_size, input_len, output_len);
-                    rows.push(matrix_row(suite, (input_len, output_len), batch_size, device_bytes)?);
+                    match matrix_row(suite, (input_len, output_len), batch_size, device_bytes) {
+                        Ok(row) => rows.push(row),
+                        // What was measured before is told all the same.
+                        Err(error) => left_out.push(format!("{batch_size} of {input_len} tokens: {error}")),
+                    }
                 }
                 Err(reason) if left_out.contains(&reason) => {}
                 Err(reason) => left_out.push(reason),
@@ -148,7 +157,7 @@ fn matrix(
         }
     }
     if rows.is_empty() {
-        bail!("nothing of this table fits:\n  {}", left_out.join("\n  "));
+        bail!("nothing of this table could be measured:\n  {}", left_out.join("\n  "));
     }
     Ok((rows, left_out))
 }
