@@ -1,7 +1,6 @@
 //! `phalanx chat`: a conversation in the terminal.
 
 use anyhow::Result;
-use phalanx_model::layout::choose::Objective;
 use serde_json::{Value, json};
 
 use crate::args::ChatArgs;
@@ -14,7 +13,7 @@ const HELP: &str = "/new starts a new conversation, /quit (or the end of the inp
 
 pub(crate) fn run(args: &ChatArgs) -> Result<()> {
     let files = files::open(&args.model, args.engine.seed)?;
-    let engine = auto::decide(&files, &args.model, &args.engine, Objective::Latency)?;
+    let engine = auto::decide_for_one(&files, &args.model, &args.engine)?;
     let launched = launch::start(&files, &args.model, &engine)?;
     terminal::tell(&format!("{}: {HELP}", files.name));
     let begin = || -> Vec<Value> {

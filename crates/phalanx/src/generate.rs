@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, bail};
 use phalanx_engine::{Event, Request, Router, Sampling, Stop, Usage};
-use phalanx_model::layout::choose::Objective;
 use phalanx_text::{RenderOptions, SpecialTokens};
 use serde_json::{Value, json};
 
@@ -17,7 +16,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         true => encode_chat(&files, &[json!({"role": "user", "content": args.prompt})])?,
         false => files.tokenizer.encode(&args.prompt, SpecialTokens::Parse)?,
     };
-    let engine = auto::decide(&files, &args.model, &args.engine, Objective::Latency)?;
+    let engine = auto::decide_for_one(&files, &args.model, &args.engine)?;
     let launched = launch::start(&files, &args.model, &engine)?;
     let sampling = chosen(&args.sampling, &files);
     let (_, usage) =

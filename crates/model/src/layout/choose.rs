@@ -59,7 +59,9 @@ pub fn choose(predictions: &[Prediction], objective: Objective, context: usize) 
     let (index, layout, figures) = close
         .min_by(|(_, a, of_a), (_, b, of_b)| {
             let fewer = a.num_gpus().cmp(&b.num_gpus());
-            cost(of_a, other).total_cmp(&cost(of_b, other)).then(fewer)
+            let by = |objective| cost(of_a, objective).total_cmp(&cost(of_b, objective));
+            // Replicas are alike for one request: a GPU more is then worth what it adds.
+            by(other).then(by(objective)).then(fewer)
         })
         .expect("the best is close to the best");
     let reason = reason(&able, (*layout, figures), objective, (longest, context));

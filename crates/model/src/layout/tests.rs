@@ -184,6 +184,13 @@ fn nothing_is_told_of_contexts_that_are_not_allowed() {
     assert!(figures(&compared("1xH200", 512), (1, 1, 1)).step_seconds[0].is_some());
 }
 
+/// From 20 replicas on one more is less than a prediction can tell: it is taken all the same.
+#[test]
+fn no_gpu_is_left_idle_where_replicas_are_wanted() {
+    let choice = choose(&compared("24xH200", 32_768), Objective::Throughput, 32_768).unwrap();
+    assert_eq!(choice.layout.to_string(), "24 x 1 x 1", "{}", choice.reason);
+}
+
 #[test]
 fn the_objective_decides_and_the_reason_says_what_the_other_would_give() {
     let all = compared("2xH200", 32_768);

@@ -55,6 +55,23 @@ pub(crate) fn decide(
     args: &EngineArgs,
     usual: Objective,
 ) -> Result<EngineArgs> {
+    decide_for(files, model, args, (usual, usize::MAX))
+}
+
+/// The same where one asks, one thing at a time: a second replica would never have anything to do.
+///
+/// # Errors
+/// No layout fits.
+pub(crate) fn decide_for_one(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) -> Result<EngineArgs> {
+    decide_for(files, model, args, (Objective::Latency, 1))
+}
+
+fn decide_for(
+    files: &ModelFiles,
+    model: &ModelArgs,
+    args: &EngineArgs,
+    (usual, most_replicas): (Objective, usize),
+) -> Result<EngineArgs> {
     if args.layout_is_given() {
         if args.objective.is_some() {
             tracing::warn!("--objective chooses nothing: the layout is given");
@@ -88,7 +105,7 @@ pub(crate) fn decide(
     let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
     let subject =
         Subject { config: &config, request: &request, budget_bytes, scratch_blocks: SCRATCH_BLOCKS };
-    let comparison = compared(&machine, &subject, args.objective.map_or(usual, objective));
+    let comparison = compared(&machine, &subject, args.objective.map_or(usual, objective), most_replicas);
     files.timeline.end("layout");
     for line in comparison.to_string().lines() {
         tracing::info!("{line}");

@@ -27,7 +27,7 @@ pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) ->
     let budget_bytes = gpu_budget(machine.card.memory_bytes, 0, args.gpu_memory_utilization);
     let subject =
         Subject { config: &config, request: &request, budget_bytes, scratch_blocks: SCRATCH_BLOCKS };
-    let comparison = compared(machine, &subject, objective(args.objective));
+    let comparison = compared(machine, &subject, objective(args.objective), usize::MAX);
     if args.json {
         let report = as_json(&model.name, machine, &comparison);
         terminal::say(&serde_json::to_string_pretty(&report)?);
@@ -56,9 +56,15 @@ pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) ->
 const LEGEND: &str = "dp: replicas, pp: stages, tp: ranks of a layer. Decoding behind 300 tokens; in + out: a crowd of \
                       requests of 1,024 tokens in and 256 out. All figures are predicted.";
 
-/// Predicts all layouts and takes one.
-fn compared(machine: &Machine, subject: &Subject<'_>, objective: Objective) -> Comparison {
-    let predictions = compare(machine, subject);
+/// Predicts all layouts of up to `most_replicas` replicas and takes one.
+fn compared(
+    machine: &Machine,
+    subject: &Subject<'_>,
+    objective: Objective,
+    most_replicas: usize,
+) -> Comparison {
+    let mut predictions = compare(machine, subject);
+    predictions.retain(|prediction| prediction.layout.replicas <= most_replicas);
     let choice = choose(&predictions, objective, subject.config.max_model_len);
     Comparison { predictions, objective, choice }
 }
