@@ -271,6 +271,7 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
         });
     }
     let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
+    refuse_cpus_flags(args, dtype)?;
     let measurements = measurements(model, args);
     Ok(Kind {
         gpus: Some(Gpus::claim(mesh, args.replicas(), dtype, &args.gpus, &measurements)?),
@@ -280,6 +281,34 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
         block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
         batched_tokens: GPU_BATCHED_TOKENS,
     })
+}
+
+/// Refuses what only the CPU does: left alone, it would be thought to work.
+fn refuse_cpus_flags(args: &EngineArgs, computed: DType) -> Result<()> {
+    match (args.kv_cache_dtype, computed) {
+        (DtypeArg::Auto, _) | (DtypeArg::Half, DType::F16) | (DtypeArg::Bfloat16, DType::BF16) => {}
+        (asked, _) => bail!(
+            "--kv-cache-dtype {}: GPUs keep keys and values in what they compute in, {}; leave it out, or change --dtype",
+            name_of(asked),
+            name_of(if computed == DType::F16 { DtypeArg::Half } else { DtypeArg::Bfloat16 })
+        ),
+    }
+    match args.kv_cache_memory {
+        None => Ok(()),
+        Some(_) => bail!(
+            "--kv-cache-memory is for the CPU: on GPUs the KV cache takes what --gpu-memory-utilization leaves, so give that"
+        ),
+    }
+}
+
+/// As it is written on the command line.
+fn name_of(dtype: DtypeArg) -> &'static str {
+    match dtype {
+        DtypeArg::Auto => "auto",
+        DtypeArg::Half => "half",
+        DtypeArg::Bfloat16 => "bfloat16",
+        DtypeArg::Float32 => "float32",
+    }
 }
 
 /// Whether a step starts before the ids of the one before are known.
@@ -501,4 +530,29 @@ fn describe(blueprint: &Blueprint, args: &EngineArgs) {
         blueprint.threads_per_rank,
         kv_cache.num_blocks * kv_cache.block_size
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn what_gpus_do_not_do_is_refused() {
+        let check = |arguments: &str, computed| {
+            let line = format!("phalanx serve {arguments}");
+            let cli = crate::args::Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let crate::args::Command::Serve(serve) = cli.command else { panic!("serve") };
+            refuse_cpus_flags(&serve.engine, computed).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("", DType::BF16), Ok(()));
+        assert_eq!(check("--kv-cache-dtype half", DType::F16), Ok(()));
+        assert_eq!(check("--kv-cache-dtype bfloat16", DType::BF16), Ok(()));
+        let refused = check("--kv-cache-dtype float32", DType::BF16).unwrap_err();
+        assert!(refused.starts_with("--kv-cache-dtype float32: GPUs keep") && refused.contains("bfloat16"));
+        assert!(check("--kv-cache-dtype half", DType::BF16).is_err());
+        assert!(
+            check("--kv-cache-memory 4GiB", DType::F16).unwrap_err().contains("--gpu-memory-utilization")
+        );
+    }
 }
