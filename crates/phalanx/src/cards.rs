@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use phalanx_device::cpu::Cpu;
-use phalanx_device::cuda::group::form::{AllReduce, Options};
+use phalanx_device::cuda::group::form::{AllReduce, Options, form};
+use phalanx_device::cuda::group::links::LinkReport;
+use phalanx_device::cuda::group::mail::Traffic;
 use phalanx_device::cuda::group::pairs::Pair;
-use phalanx_device::cuda::group::table::SumTiming;
+use phalanx_device::cuda::group::table::{Algorithm, SumTiming};
 use phalanx_device::cuda::nvml::Nvml;
 use phalanx_device::cuda::parity::{self, Planted, Report};
 use phalanx_device::cuda::{Cuda, card, device_count, group, libraries, links, speed};
@@ -17,6 +19,7 @@ use phalanx_device::{Backend, DType, DeviceError};
 use phalanx_model::layout::cards::Hardware;
 use phalanx_model::layout::links::AllReduceTimes;
 
+use crate::args::AllReduceArg;
 use crate::doctor::gpus::Survey;
 use crate::doctor::kernels::{Case, Checked};
 use crate::doctor::sums::{Sum, Sums};
@@ -81,8 +84,15 @@ pub(crate) fn at_hand(ordinals: &[usize]) -> Result<Vec<Gpu>> {
     ordinals.iter().map(look).collect()
 }
 
-/// What lies between these GPUs, found out with data; sums are timed in groups of two, four and eight of them, and of all.
-pub(crate) fn probe(ordinals: &[usize], folders: &[PathBuf]) -> Result<Probed> {
+/// What decides how these GPUs add up, beside themselves: what was asked for, and NCCL's version.
+pub(crate) fn ways(asked: AllReduceArg, folders: &[PathBuf]) -> String {
+    let nccl = libraries::nccl(folders).map_or("none".to_owned(), |(_, version)| version);
+    format!("all-reduce {asked:?}, NCCL {nccl}")
+}
+
+/// What lies between these GPUs, found out with data; sums are timed in groups of two, four and eight of them, and of all,
+/// in the way that was asked for.
+pub(crate) fn probe(ordinals: &[usize], asked: AllReduceArg, folders: &[PathBuf]) -> Result<Probed> {
     let most = ordinals.len().min(MOST_RANKS);
     let mut sizes: Vec<usize> = [2, 4, 8].into_iter().filter(|size| *size < most).collect();
     sizes.push(most);
@@ -91,20 +101,38 @@ pub(crate) fn probe(ordinals: &[usize], folders: &[PathBuf]) -> Result<Probed> {
     for ranks in sizes {
         // The last group is of the most GPUs, and with it all pairs are tried.
         let of = if ranks == most { ordinals } else { &ordinals[..ranks] };
-        let found = group::links::measure(of, folders)?;
-        let taken = |timing: &SumTiming| {
-            let us = timing.us.iter().find(|(way, _)| *way == timing.chosen)?.1;
-            Some((timing.bytes, f64::from(us)))
+        let found = match asked {
+            AllReduceArg::Host => by_host(&of[..ranks], folders)?,
+            _ => group::links::measure(of, folders)?,
         };
+        let taken = |timing: &SumTiming| Some((timing.bytes, taken_us(timing, asked)?));
         let times: Vec<(usize, f64)> = found.sums.iter().filter_map(taken).collect();
         if !times.is_empty() {
             all_reduce.push(AllReduceTimes { ranks, times });
         }
         pairs = found.pairs;
     }
-    let reaches = pairs.iter().all(Pair::is_trusted);
+    let reaches = asked != AllReduceArg::Host && pairs.iter().all(Pair::is_trusted);
     let slowest = pairs.iter().map(|pair| f64::from(pair.gb_per_s) * 1e9).min_by(f64::total_cmp);
     Ok(Probed { reaches, write_bandwidth: slowest.filter(|_| reaches), all_reduce })
+}
+
+/// How these GPUs add up through the host's memory, whether or not they reach each other's.
+fn by_host(ordinals: &[usize], folders: &[PathBuf]) -> Result<LinkReport, DeviceError> {
+    let folders = folders.to_vec();
+    let options = Options { deadline: GROUP_DEADLINE, all_reduce: AllReduce::Host, folders, compare: false };
+    Ok(form(ordinals, Traffic::Sums, &options)?.links)
+}
+
+/// Microseconds of the way that is taken when `asked` is asked for; none where that way was not timed.
+fn taken_us(timing: &SumTiming, asked: AllReduceArg) -> Option<f64> {
+    let is_allowed = |way: Algorithm| match asked {
+        AllReduceArg::Auto => way == timing.chosen,
+        AllReduceArg::Nccl => way == Algorithm::Nccl,
+        AllReduceArg::Peer | AllReduceArg::Host => way != Algorithm::Nccl,
+    };
+    let allowed = timing.us.iter().filter(|(way, _)| is_allowed(*way)).map(|(_, us)| f64::from(*us));
+    allowed.min_by(f64::total_cmp)
 }
 
 /// Reads how the GPUs stand, again and again; none where the driver's library is not there.

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use phalanx_device::DType;
 use phalanx_device::facts::GpuFacts;
 
+use crate::args::AllReduceArg;
 use crate::doctor::gpus::Survey;
 use crate::doctor::kernels::Checked;
 use crate::layout::auto::{Gpu, Probed};
@@ -28,8 +29,13 @@ pub(crate) fn at_hand(_ordinals: &[usize]) -> Result<Vec<Gpu>> {
     Ok(Vec::new())
 }
 
+/// None.
+pub(crate) fn ways(_asked: AllReduceArg, _folders: &[PathBuf]) -> String {
+    String::new()
+}
+
 /// Says what to do about it.
-pub(crate) fn probe(_ordinals: &[usize], _folders: &[PathBuf]) -> Result<Probed> {
+pub(crate) fn probe(_ordinals: &[usize], _asked: AllReduceArg, _folders: &[PathBuf]) -> Result<Probed> {
     bail!(WITHOUT)
 }
 

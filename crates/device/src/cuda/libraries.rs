@@ -50,7 +50,11 @@ fn cublaslt(folders: &[PathBuf]) -> Known<(String, String)> {
     Ok((path_of("libcublasLt.so"), text))
 }
 
-fn nccl(folders: &[PathBuf]) -> Known<(String, String)> {
+/// NCCL's file and version, or why it cannot be used; looked for in `folders` first.
+///
+/// # Errors
+/// It is not there, or no NCCL.
+pub fn nccl(folders: &[PathBuf]) -> Known<(String, String)> {
     let library = library::open(&["libnccl.so.2"], folders).map_err(|error| error.to_string())?;
     let mut version = 0;
     // SAFETY: the type is that of nccl.h; the function writes one integer.

@@ -90,7 +90,10 @@ fn decide_for(
     }
     let gpus = cards::at_hand(&ordinals)?;
     let file = measurements(model, args).join("links.json");
-    let machine = machine(&gpus, &probed(&gpus, &file, || cards::probe(&ordinals, &args.gpus.folders()))?);
+    let (asked, folders) = (args.gpus.all_reduce, args.gpus.folders());
+    let probe = || cards::probe(&ordinals, asked, &folders);
+    let found = probed(&gpus, cards::ways(asked, &folders), &file, probe)?;
+    let machine = machine(&gpus, &found);
     let (config, _) = files.weights.config().with_context(args.max_model_len)?;
     let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
     let (max_tokens, max_samples) =
@@ -153,14 +156,14 @@ fn budget(gpus: &[Gpu], share: f64) -> usize {
     of_each.min().unwrap_or(0)
 }
 
-/// The links as an earlier start found them, or as they are found now.
-fn probed(gpus: &[Gpu], file: &Path, probe: impl FnOnce() -> Result<Probed>) -> Result<Probed> {
-    let uuids: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
-    if let Some(probed) = remembered::load(file, &uuids) {
+/// The links as an earlier start found them in the same `ways`, or as they are found now.
+fn probed(gpus: &[Gpu], ways: String, file: &Path, probe: impl FnOnce() -> Result<Probed>) -> Result<Probed> {
+    let of: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).chain([ways]).collect();
+    if let Some(probed) = remembered::load(file, &of) {
         return Ok(probed);
     }
     let probed = probe()?;
-    if let Err(error) = remembered::store(file, &uuids, &probed) {
+    if let Err(error) = remembered::store(file, &of, &probed) {
         tracing::debug!("the links are probed again at the next start: {}: {error}", file.display());
     }
     Ok(probed)
@@ -226,13 +229,16 @@ mod tests {
         let file = folder.join("links.json");
         let found = Probed { reaches: true, write_bandwidth: Some(3e11), all_reduce: Vec::new() };
         let gpus = [h200(140), h200(140)];
+        let look = |ways: &str, probe: fn() -> Result<Probed>| probed(&gpus, ways.to_owned(), &file, probe);
+        let find = || Ok(Probed { reaches: true, write_bandwidth: Some(3e11), all_reduce: Vec::new() });
         for _ in 0..2 {
-            assert_eq!(probed(&gpus, &file, || Ok(found.clone())).unwrap(), found);
+            assert_eq!(look("auto", find).unwrap(), found);
         }
-        let again = probed(&gpus, &file, || bail!("probed twice"));
+        let again = look("auto", || bail!("probed twice"));
         assert_eq!(again.unwrap(), found);
+        assert!(look("host", || bail!("another way is another time")).is_err());
         std::fs::write(&file, "torn").unwrap();
-        assert!(probed(&gpus, &file, || bail!("probed again")).is_err());
+        assert!(look("auto", || bail!("probed again")).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }
 

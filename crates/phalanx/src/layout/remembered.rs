@@ -1,4 +1,4 @@
-//! What was found out about links, remembered by the GPUs' uuids: a small file that is believed whole or not at all.
+//! What was found out about links, remembered by the GPUs' uuids and how they were told to add up: a small file that is believed whole or not at all.
 
 use std::fs;
 use std::io;
@@ -10,34 +10,34 @@ use serde_json::{Map, Value, json};
 use crate::layout::auto::Probed;
 
 /// Counts up when probing finds other things than before. Another version of this program probes anew as well.
-const METHOD: u64 = 3;
+const METHOD: u64 = 4;
 
-/// What is remembered of these GPUs; none when nothing is, or the file is of another version, torn or not ours.
-pub(crate) fn load(file: &Path, uuids: &[String]) -> Option<Probed> {
-    read(&fs::read_to_string(file).ok()?, uuids)
+/// What is remembered `of` these GPUs, told to add up in some way; none when nothing is, or the file is of another version, torn or not ours.
+pub(crate) fn load(file: &Path, of: &[String]) -> Option<Probed> {
+    read(&fs::read_to_string(file).ok()?, of)
 }
 
 /// Remembers `probed`, and what the file has of other GPUs.
 ///
 /// # Errors
 /// The folder cannot be written to.
-pub(crate) fn store(file: &Path, uuids: &[String], probed: &Probed) -> io::Result<()> {
+pub(crate) fn store(file: &Path, of: &[String], probed: &Probed) -> io::Result<()> {
     let before = fs::read_to_string(file).unwrap_or_default();
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder)?;
     }
     // Whoever reads meanwhile has the old file or the new one, never a part.
     let fresh = file.with_extension(format!("{}.tmp", std::process::id()));
-    fs::write(&fresh, written(&before, uuids, probed))?;
+    fs::write(&fresh, written(&before, of, probed))?;
     fs::rename(&fresh, file)
 }
 
-fn read(text: &str, uuids: &[String]) -> Option<Probed> {
-    probed(entries(text)?.get(&key(uuids))?)
+fn read(text: &str, of: &[String]) -> Option<Probed> {
+    probed(entries(text)?.get(&key(of))?)
 }
 
 /// The new text of the file.
-fn written(before: &str, uuids: &[String], probed: &Probed) -> String {
+fn written(before: &str, of: &[String], probed: &Probed) -> String {
     let mut entries = entries(before).unwrap_or_default();
     let groups = probed.all_reduce.iter().map(|group| json!({"ranks": group.ranks, "us": group.times}));
     let entry = json!({
@@ -45,7 +45,7 @@ fn written(before: &str, uuids: &[String], probed: &Probed) -> String {
         "write_bandwidth": probed.write_bandwidth,
         "all_reduce": groups.collect::<Vec<_>>(),
     });
-    entries.insert(key(uuids), entry);
+    entries.insert(key(of), entry);
     let whole = json!({"version": version(), "links": entries});
     serde_json::to_string_pretty(&whole).expect("plain values have a text")
 }
@@ -61,9 +61,9 @@ fn version() -> Value {
     json!(format!("{} {METHOD}", env!("CARGO_PKG_VERSION")))
 }
 
-/// Their order counts: links are between places.
-fn key(uuids: &[String]) -> String {
-    uuids.join(",")
+/// The order of GPUs counts: links are between places.
+fn key(of: &[String]) -> String {
+    of.join(",")
 }
 
 fn probed(entry: &Value) -> Option<Probed> {
