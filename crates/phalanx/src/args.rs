@@ -8,7 +8,8 @@ use phalanx_model::layout::cards::{Card, parse_gpus};
 
 use crate::launch::{GPU_BLOCK_SIZE, GPU_SHARE};
 use crate::parse::{
-    parse_block_size, parse_bytes, parse_count, parse_log, parse_seconds, parse_share, parse_tokens,
+    parse_block_size, parse_bytes, parse_count, parse_devices, parse_log, parse_seconds, parse_share,
+    parse_tokens,
 };
 
 /// Serves Qwen2.5 and its family on all the GPUs, or the CPU, of this machine.
@@ -227,8 +228,9 @@ impl EngineArgs {
 /// Which GPUs, and how they add up.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GpuArgs {
-    /// The GPU of each rank, by number; replica after replica, stage after stage. Named more than once, its
-    /// ranks share it, to try out a layout. Without a parallel size they are tensor ranks [default: 0,1,2, ...].
+    /// The GPUs to use, by number [default: all]. With a parallel size, one for each rank, replica after replica, stage
+    /// after stage. Without, different ones are laid out for --objective; one named more than once is shared by so many
+    /// tensor ranks, to try a layout out.
     #[arg(long, value_delimiter = ',', value_name = "GPU")]
     pub(crate) gpus: Vec<usize>,
     /// How tensor ranks on GPUs add up. `auto`: for each size what is fastest, measured at start.
@@ -396,8 +398,8 @@ pub(crate) struct PlanArgs {
     /// Memory of one device, for example 24GiB.
     #[arg(long, value_parser = parse_bytes, default_value = "24GiB", value_name = "BYTES")]
     pub(crate) device_memory: usize,
-    /// Devices.
-    #[arg(long, default_value_t = 4, value_parser = parse_count, value_name = "N")]
+    /// Devices, 64 at most.
+    #[arg(long, default_value_t = 4, value_parser = parse_devices, value_name = "N")]
     pub(crate) devices: usize,
     /// Compare every layout on these GPUs, for example 4x4090D or 8xH200: memory, time to the first token, tokens/s.
     /// Without --model: Qwen2.5-7B-Instruct.
@@ -571,6 +573,8 @@ mod tests {
             "an objective without GPUs chooses nothing"
         );
         assert!(parse("phalanx plan --gpus 4x4090D --devices 2").is_err());
+        assert!(parse("phalanx plan --devices 64").is_ok());
+        assert!(parse("phalanx plan --devices 65").unwrap_err().to_string().contains("from 1 to 64"));
     }
 
     #[test]

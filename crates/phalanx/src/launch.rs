@@ -1,6 +1,6 @@
 //! Puts a model, a mesh of ranks and an engine together, sized before anything is loaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -161,12 +161,22 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     compare_with_plan(&blueprint)?;
     let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.replicas();
     let (threads, instructions) = (blueprint.threads_per_rank, Features::detect().describe());
-    let device = match blueprint.gpus {
-        Some(_) => format!("{ranks} GPUs"),
+    let device = match &blueprint.gpus {
+        Some(gpus) => gpus_of_ranks(&gpus.used()?.iter().map(|(gpu, ..)| *gpu).collect::<Vec<_>>()),
         None => format!("CPU, {ranks} x {threads} threads, {instructions}"),
     };
     let (sizes, on_gpus) = (blueprint.sizes.clone(), blueprint.gpus.is_some());
     Ok(Launched { router: Router::new(engines), device, on_gpus, sizes })
+}
+
+/// `1 GPU`, `2 GPUs`, `1 GPU, 4 ranks`.
+fn gpus_of_ranks(of_ranks: &[usize]) -> String {
+    let gpus = of_ranks.iter().collect::<BTreeSet<_>>().len();
+    let mut text = format!("{gpus} GPU{}", if gpus == 1 { "" } else { "s" });
+    if gpus != of_ranks.len() {
+        text.push_str(&format!(", {} ranks", of_ranks.len()));
+    }
+    text
 }
 
 /// The ranks of one replica, loaded.
@@ -536,6 +546,13 @@ fn describe(blueprint: &Blueprint, args: &EngineArgs) {
 mod tests {
     use super::*;
     use clap::Parser;
+
+    #[test]
+    fn gpus_are_counted_once_however_many_ranks_share_them() {
+        assert_eq!(gpus_of_ranks(&[0]), "1 GPU");
+        assert_eq!(gpus_of_ranks(&[0, 1]), "2 GPUs");
+        assert_eq!(gpus_of_ranks(&[0, 0, 1, 1]), "2 GPUs, 4 ranks");
+    }
 
     #[test]
     fn what_gpus_do_not_do_is_refused() {

@@ -1,5 +1,7 @@
 //! Values of arguments: texts as people write them, and what is wrong with the others.
 
+use phalanx_model::layout::cards::MOST_GPUS;
+
 /// `32768`, `32k` (1,024 each), `128K`.
 pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
     let (digits, factor) = match text.strip_suffix(['k', 'K']) {
@@ -39,6 +41,14 @@ pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err(format!("{text:?} is no whole number from 1")),
         Ok(count) => Ok(count),
+    }
+}
+
+/// As many devices as one machine may have.
+pub(crate) fn parse_devices(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=MOST_GPUS).contains(&count) => Ok(count),
+        _ => Err(format!("{text:?} is no number of devices: from 1 to {MOST_GPUS}")),
     }
 }
 

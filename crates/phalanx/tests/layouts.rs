@@ -141,6 +141,13 @@ fn a_plan_for_gpus_weighs_two_bytes_an_element() {
         assert!(command.status.success(), "{}", stderr(&command));
         serde_json::from_slice::<serde_json::Value>(&command.stdout).unwrap()
     };
+    let too_small = Command::new(env!("CARGO_BIN_EXE_phalanx"))
+        .args(["plan", "--gpus", "1x4090D", "--model", "Qwen2.5-72B", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(too_small.status.code(), Some(1), "a script hears that nothing fits");
+    let told: serde_json::Value = serde_json::from_slice(&too_small.stdout).unwrap();
+    assert!(told["layouts"][0]["does_not_fit"].is_string() && told["chosen"].is_null(), "{told}");
     // Two tables of 1088 by 64; a layer's matrices; norms and biases add little.
     let matrices = 2 * 1088 * 64 + 4 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 160);
     let weights = [&plan(&["--devices", "1"])[0], &plan(&["--gpus", "1xH200"])["layouts"][0]]

@@ -97,12 +97,12 @@ impl Card {
 /// # Errors
 /// A text for people: no count, or a card that the file does not have, with those it has.
 pub fn parse_gpus(text: &str) -> Result<(usize, Card), String> {
-    let counted = text.split_once(['x', 'X', '*']);
+    let counted = text.split_once(['x', 'X', '*', '\u{d7}']);
     let (count, name) = match counted.and_then(|(count, name)| Some((count.trim().parse().ok()?, name))) {
         Some((count, name)) => (count, name),
         None => (1, text),
     };
-    if !(1..=MOST_GPUS).contains(&count) {
+    if name.trim().is_empty() || !(1..=MOST_GPUS).contains(&count) {
         return Err(format!("{text:?} is no machine such as 4x4090D: from 1 to {MOST_GPUS} GPUs"));
     }
     match Card::named(name) {
@@ -118,8 +118,8 @@ pub fn parse_gpus(text: &str) -> Result<(usize, Card), String> {
 /// What PCI Express gives a card of which nothing else is known, in bytes a second and direction.
 const PCIE_BANDWIDTH: f64 = 32e9;
 
-/// GPUs of one machine.
-const MOST_GPUS: usize = 64;
+/// GPUs of one machine, at most.
+pub const MOST_GPUS: usize = 64;
 
 /// A name without what says nothing.
 fn bare(name: &str) -> String {
@@ -253,6 +253,8 @@ mod tests {
         assert_eq!(read("h200"), Ok((1, "H200".to_owned())));
         // A name may have an x of its own.
         assert_eq!(read("A100-SXM4-80GB"), Ok((1, "A100-80G".to_owned())));
+        assert_eq!(read("4\u{d7}4090D"), Ok((4, "4090D".to_owned())));
+        assert!(read("").unwrap_err().contains("no machine such as 4x4090D"));
         for wrong in ["", "0xH200", "65xH200", "2x", "2xVoodoo"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

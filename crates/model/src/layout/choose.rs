@@ -69,7 +69,7 @@ pub fn choose(predictions: &[Prediction], objective: Objective, context: usize) 
 }
 
 /// What is to be small: seconds.
-fn cost(figures: &Figures, objective: Objective) -> f64 {
+pub(super) fn cost(figures: &Figures, objective: Objective) -> f64 {
     match objective {
         Objective::Latency => figures.single_seconds,
         Objective::Throughput => figures.tokens_per_second.recip(),

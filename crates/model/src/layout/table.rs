@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::choose::{Choice, Objective};
+use crate::layout::choose::{Choice, Objective, cost};
 use crate::layout::{BATCH_SIZES, Figures, PROMPT_LENS, Prediction};
 
 /// Predictions, and which of them was taken.
@@ -14,6 +14,27 @@ pub struct Comparison {
     pub objective: Objective,
     /// What was taken, or why none could be.
     pub choice: Result<Choice, String>,
+}
+
+impl Comparison {
+    /// For a log: why the layout was taken, and a line on each of the `count` best; nothing when none fits.
+    #[must_use]
+    pub fn leading(&self, count: usize) -> Vec<String> {
+        let Ok(choice) = &self.choice else { return Vec::new() };
+        let fitting = self.predictions.iter().filter_map(|prediction| {
+            let figures = prediction.outcome.as_ref().ok()?;
+            Some((prediction.layout, figures))
+        });
+        let mut fitting: Vec<_> = fitting.collect();
+        fitting.sort_by(|(_, a), (_, b)| cost(a, self.objective).total_cmp(&cost(b, self.objective)));
+        let told = fitting.iter().take(count).map(|(layout, figures)| {
+            format!(
+                "{layout} (dp x pp x tp): {:.0} tokens/s over many requests, {:.2} s for one alone, {} tokens cached a replica",
+                figures.tokens_per_second, figures.single_seconds, figures.cached_tokens
+            )
+        });
+        std::iter::once(choice.reason.clone()).chain(told).collect()
+    }
 }
 
 impl fmt::Display for Comparison {

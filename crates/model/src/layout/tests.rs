@@ -227,7 +227,12 @@ fn the_table_has_a_line_for_each_candidate_and_marks_one() {
     let predictions = compared("2x4090D", 32_768);
     let choice = choose(&predictions, Objective::Throughput, 32_768);
     let lines = predictions.len();
-    let table = table::Comparison { predictions, objective: Objective::Throughput, choice }.to_string();
+    let comparison = table::Comparison { predictions, objective: Objective::Throughput, choice };
+    // The best first, even where one about as good was taken.
+    let leading = comparison.leading(2);
+    assert_eq!((leading.len(), &leading[0]), (3, &comparison.choice.as_ref().unwrap().reason));
+    assert!(leading[1].starts_with("1 x 2 x 1 (dp x pp x tp)"), "{leading:?}");
+    let table = comparison.to_string();
     assert_eq!(table.lines().count(), lines + 3, "{table}");
     assert_eq!(table.lines().filter(|line| line.starts_with("> ")).count(), 1, "{table}");
     assert!(table.lines().all(|line| line.chars().count() <= 200), "{table}");

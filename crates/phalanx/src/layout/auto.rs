@@ -45,6 +45,9 @@ pub(crate) struct Probed {
 /// The share of a link's bandwidth, as data sheets have it, that a kernel's writes reach (315 of an H200's 450 GB/s).
 const WRITE_SHARE: f64 = 0.7;
 
+/// The best so many layouts are logged with the choice; all of them for those who debug.
+const TOLD: usize = 3;
+
 /// `args` with the three parallel sizes set: as given, or chosen for what is at hand when none is.
 ///
 /// # Errors
@@ -82,6 +85,12 @@ fn decide_for(
     let named = &args.gpus.gpus;
     if 0 < there && named.iter().enumerate().any(|(place, gpu)| named[..place].contains(gpu)) {
         // Ranks that share a GPU try a layout out: nothing is to be won, but all of them are meant.
+        if args.objective.is_some() {
+            tracing::warn!(
+                "--objective chooses nothing: --gpus names a GPU more than once, so these are {} tensor ranks",
+                named.len()
+            );
+        }
         return Ok(EngineArgs { tensor_parallel_size: Some(named.len()), ..args.clone() });
     }
     let ordinals = ordinals(named, there)?;
@@ -110,9 +119,8 @@ fn decide_for(
         Subject { config: &config, request: &request, budget_bytes, scratch_blocks: SCRATCH_BLOCKS };
     let comparison = compared(&machine, &subject, args.objective.map_or(usual, objective), most_replicas);
     files.timeline.end("layout");
-    for line in comparison.to_string().lines() {
-        tracing::info!("{line}");
-    }
+    comparison.to_string().lines().for_each(|line| tracing::debug!("{line}"));
+    comparison.leading(TOLD).iter().for_each(|line| tracing::info!("{line}"));
     match comparison.choice {
         Ok(choice) => Ok(with_layout(args, choice.layout)),
         Err(reason) => bail!(

@@ -3,7 +3,7 @@
 pub(crate) mod auto;
 mod remembered;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use phalanx_model::layout::choose::{Objective, choose};
 use phalanx_model::layout::table::Comparison;
 use phalanx_model::layout::{
@@ -31,7 +31,7 @@ pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) ->
     if args.json {
         let report = as_json(&model.name, machine, &comparison);
         terminal::say(&serde_json::to_string_pretty(&report)?);
-        return Ok(());
+        return fits(&comparison, model, machine);
     }
     terminal::say(&format!(
         "{} on {}: sequences of {} tokens, {} of each GPU's {} for the plan, {} at {:.0} GB/s and {:.0} TFLOP/s",
@@ -49,7 +49,15 @@ pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) ->
     }
     terminal::say(&comparison.to_string());
     terminal::say(LEGEND);
-    Ok(())
+    fits(&comparison, model, machine)
+}
+
+/// An error when nothing fits, so that a script hears it as well.
+fn fits(comparison: &Comparison, model: &plan::Subject, machine: &Machine) -> Result<()> {
+    match comparison.choice {
+        Ok(_) => Ok(()),
+        Err(_) => bail!("{} does not fit on {}", model.name, count_of(machine)),
+    }
 }
 
 /// What the table's columns mean.
