@@ -22,7 +22,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let files = files::open(&args.model, args.engine.seed)?;
     let engine = auto::decide(&files, &args.model, &args.engine, usual_objective(args.what))?;
     // Before the engine takes the memory.
-    let limits = limits::measure(&args.model, &engine)?;
+    let limits = limits::measure(files.weights.config().dtype, &args.model, &engine)?;
     files.timeline.end("limits");
     let launched = launch::start(&files, &args.model, &engine)?;
     let capacity = capacity(&launched, limits.ranks_of_fullest);

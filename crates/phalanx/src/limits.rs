@@ -19,8 +19,8 @@ pub(crate) struct Measured {
     pub(crate) ranks_of_fullest: usize,
 }
 
-/// Every device of the layout, at the same time: that is how they will compute.
-pub(crate) fn measure(model: &ModelArgs, args: &EngineArgs) -> Result<Measured> {
+/// Every device of the layout, at the same time: that is how they will compute. `stored` is the files' type.
+pub(crate) fn measure(stored: Format, model: &ModelArgs, args: &EngineArgs) -> Result<Measured> {
     let ranks = args.tensor_size() * args.num_stages() * args.replicas();
     if !launch::on_gpus(args) {
         let threads = args.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
@@ -29,7 +29,7 @@ pub(crate) fn measure(model: &ModelArgs, args: &EngineArgs) -> Result<Measured> 
         let devices = vec![named(format!("CPU, {threads} threads"), limits)];
         return Ok(Measured { devices, ranks_of_fullest: ranks });
     }
-    let (dtype, _) = launch::gpu_types_of(Format::BF16, model.dtype)?;
+    let (dtype, _) = launch::gpu_types_of(stored, model.dtype)?;
     let format = if dtype == DType::F16 { Format::F16 } else { Format::BF16 };
     let of_ranks = gpu::of_ranks(ranks, &args.gpus)?;
     let holds = |gpu: usize| of_ranks.iter().filter(|of_rank| **of_rank == gpu).count();
