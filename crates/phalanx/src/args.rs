@@ -236,6 +236,13 @@ pub(crate) struct GpuArgs {
     /// How tensor ranks on GPUs add up. `auto`: for each size what is fastest, measured at start.
     #[arg(long, value_enum, default_value_t = AllReduceArg::Auto, value_name = "HOW")]
     pub(crate) all_reduce: AllReduceArg,
+    #[command(flatten)]
+    pub(crate) libraries: LibraryArgs,
+}
+
+/// Where NVIDIA's libraries are looked for.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LibraryArgs {
     /// Folders, or Python environments, in which NVIDIA's libraries (cuBLASLt, NCCL) are looked for first.
     #[arg(long, env = "PHALANX_LIBRARY_PATH", value_delimiter = ':', value_name = "FOLDER")]
     pub(crate) library_path: Vec<PathBuf>,
@@ -244,8 +251,8 @@ pub(crate) struct GpuArgs {
     pub(crate) virtual_env: Option<PathBuf>,
 }
 
-impl GpuArgs {
-    /// Where NVIDIA's libraries are looked for first.
+impl LibraryArgs {
+    /// The folders to begin with.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
         self.library_path.iter().chain(&self.virtual_env).cloned().collect()
     }
@@ -441,11 +448,8 @@ pub(crate) struct DoctorArgs {
     /// The port a server would listen on.
     #[arg(long, short, default_value_t = 8000, conflicts_with = "instead")]
     pub(crate) port: u16,
-    /// Folders, or Python environments, in which NVIDIA's libraries are looked for first; as `serve` has it.
-    #[arg(long, env = "PHALANX_LIBRARY_PATH", value_delimiter = ':', value_name = "FOLDER")]
-    pub(crate) library_path: Vec<PathBuf>,
-    #[arg(long, env = "VIRTUAL_ENV", hide = true)]
-    pub(crate) virtual_env: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) libraries: LibraryArgs,
     /// Check every operation of the GPUs against the CPU instead, with random inputs.
     #[arg(long, group = "instead")]
     pub(crate) kernels: bool,
@@ -461,13 +465,6 @@ pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-impl DoctorArgs {
-    /// Where NVIDIA's libraries are looked for first.
-    pub(crate) fn library_folders(&self) -> Vec<PathBuf> {
-        self.library_path.iter().chain(&self.virtual_env).cloned().collect()
-    }
 }
 
 #[derive(Debug, Args)]

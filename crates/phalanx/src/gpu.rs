@@ -25,7 +25,7 @@ pub(crate) fn count() -> usize {
 /// # Errors
 /// It cannot be opened.
 pub(crate) fn alone(gpu: usize, dtype: DType, args: &GpuArgs) -> Result<Device> {
-    let cuda = Cuda::with_libraries(gpu, dtype, &args.folders())?;
+    let cuda = Cuda::with_libraries(gpu, dtype, &args.libraries.folders())?;
     Ok(Device::new(Box::new(cuda), Box::new(Alone), Box::new(Alone)))
 }
 
@@ -66,7 +66,7 @@ impl Gpus {
     ) -> Result<Self> {
         let ranks = mesh.tensor_size * mesh.num_stages;
         let ordinals = of_ranks(ranks * replicas, args)?;
-        let folders = args.folders();
+        let folders = args.libraries.folders();
         let tunings = Arc::new(Tunings::remembered(&measurements.join("matmul.txt")));
         let opened = open(&ordinals, dtype, &folders, &tunings)?;
         let options = Options {

@@ -1,4 +1,4 @@
-//! What a GPU is before anything runs on it: its name for ever, its sizes, its clocks, and whom it reaches.
+//! What a GPU is before anything runs on it: its name for ever, its sizes, its clocks.
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
@@ -23,7 +23,6 @@ const _: () = assert!(size_of::<CardNumbers>() == 176);
 
 unsafe extern "C" {
     fn card_numbers(ordinal: c_int, numbers: *mut CardNumbers) -> c_int;
-    fn cudaDeviceCanAccessPeer(can: *mut c_int, ordinal: c_int, peer: c_int) -> c_int;
 }
 
 /// One GPU.
@@ -72,21 +71,6 @@ pub fn look_at(ordinal: usize) -> Result<Card, DeviceError> {
         clock: f64::from(numbers.clock_khz) * 1e3,
         memory_bandwidth: 2.0 * f64::from(numbers.memory_clock_khz) * 1e3 * bus_bytes,
     })
-}
-
-/// Whether kernels of GPU `from` can use the memory of GPU `to`.
-///
-/// # Errors
-/// There is no such GPU.
-pub fn reaches(from: usize, to: usize) -> Result<bool, DeviceError> {
-    if from == to {
-        return Ok(true);
-    }
-    let mut can = 0;
-    // SAFETY: writes one integer.
-    let code = unsafe { cudaDeviceCanAccessPeer(&mut can, from as c_int, to as c_int) };
-    runtime::check(code, "to be asked about its peers")?;
-    Ok(can != 0)
 }
 
 /// As NVIDIA's tools write it.

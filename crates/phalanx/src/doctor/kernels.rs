@@ -47,7 +47,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         KernelDtype::Fp16 => &[DType::F16],
         KernelDtype::Both => &[DType::BF16, DType::F16],
     };
-    let checked = cards::check(dtypes, args.planted, &args.library_folders())?;
+    let checked = cards::check(dtypes, args.planted, &args.libraries.folders())?;
     match args.json {
         true => terminal::say(&serde_json::to_string_pretty(&as_json(&checked))?),
         false => terminal::say(&table(&checked)),

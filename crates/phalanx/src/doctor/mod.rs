@@ -23,7 +23,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     }
     if args.speed {
         let dtype = if args.dtype == KernelDtype::Fp16 { DType::F16 } else { DType::BF16 };
-        terminal::say(&cards::speed(dtype, &args.library_folders())?);
+        terminal::say(&cards::speed(dtype, &args.libraries.folders())?);
         return Ok(());
     }
     let findings = findings(args);
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
 fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("phalanx", env!("CARGO_PKG_VERSION"))];
     findings.extend(machine::processor());
-    let folders = args.library_folders();
+    let folders = args.libraries.folders();
     findings.extend(gpus::findings(machine::cards_on_the_bus(), cards::survey(&folders).as_ref()));
     findings.extend(models::findings(args));
     findings.extend(machine::limits());

@@ -99,7 +99,7 @@ fn decide_for(
     }
     let gpus = cards::at_hand(&ordinals)?;
     let file = measurements(model, args).join("links.json");
-    let (asked, folders) = (args.gpus.all_reduce, args.gpus.folders());
+    let (asked, folders) = (args.gpus.all_reduce, args.gpus.libraries.folders());
     let probe = || cards::probe(&ordinals, asked, &folders);
     let found = probed(&gpus, cards::ways(asked, &folders), &file, probe)?;
     let machine = machine(&gpus, &found);
