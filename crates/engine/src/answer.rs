@@ -87,7 +87,7 @@ impl Answer {
     /// Holds back what may become a stop string. The text of the first `min_tokens` tokens is not looked at: a stop
     /// string counts only when all of it comes behind them.
     fn watch(&mut self, piece: String) -> (String, Option<usize>) {
-        if self.num_tokens <= self.min_tokens {
+        if self.stop_strings.is_empty() || self.num_tokens <= self.min_tokens {
             return (piece, None);
         }
         let step = self.matcher.push(&piece);

@@ -34,4 +34,4 @@ pub use output::{Delta, Event, Finish, RequestError, Timing, TokenLogprobs, Usag
 pub use request::{Request, Sampling, Stop};
 pub use router::Router;
 pub use shared::{Health, Lifecycle};
-pub use stream::{Blocking, EventStream};
+pub use stream::EventStream;

@@ -54,7 +54,7 @@ pub(crate) struct Requests {
     by_sequence: HashMap<SequenceId, (RequestKey, usize)>,
     next_sequence: u64,
     shared: Arc<Shared>,
-    /// Events wait here until the metrics tell the same story: who reads `Done` finds the request's blocks free.
+    /// Events wait here until the next step is under way and the metrics tell the same story.
     outbox: Vec<(UnboundedSender<Event>, Event)>,
 }
 

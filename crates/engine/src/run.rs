@@ -77,7 +77,7 @@ impl Loop {
 
     /// The thread's whole life. Neither a fault nor a panic leaves a caller waiting.
     pub(crate) fn live(mut self, commands: &Receiver<Command>) {
-        self.publish();
+        self.tell();
         // What a panic may have left half done is only read again to fail every request.
         let end = match catch_unwind(AssertUnwindSafe(|| self.run(commands))) {
             Ok(Ok(())) => Lifecycle::Stopped,
@@ -111,8 +111,10 @@ impl Loop {
                 Next::End => return Ok(()),
             }
             self.start_steps();
+            // The devices have their next step before the callers hear of the last one.
+            tracing::trace!(us = since.elapsed().as_micros() as u64, "the next step is submitted");
+            self.tell();
             if 0 < self.scheduler.steps_in_flight() {
-                // With overlap a step is under way meanwhile, which hides all of this.
                 tracing::trace!(us = since.elapsed().as_micros() as u64, "between steps");
                 self.finish_step(&mut since)?;
             }
@@ -132,11 +134,10 @@ impl Loop {
                 Some(command) => self.obey(command),
                 None => {
                     self.check_deadline();
-                    self.publish();
-                    self.requests.send_events();
                     if self.scheduler.has_work() {
                         return Next::Continue;
                     }
+                    self.tell();
                     if !matches!(self.stopping, Stopping::No) {
                         return Next::End;
                     }
@@ -201,6 +202,7 @@ impl Loop {
                 published.last_step = now;
             }
             self.requests.note_step(&step, now, &mut published.snapshot);
+            published.snapshot.scheduler = self.scheduler.stats();
             drop(published);
             self.executor.submit(Arc::new(step));
         }
@@ -242,8 +244,10 @@ impl Loop {
         }
     }
 
-    fn publish(&self) {
+    /// Lets the callers know what has happened, the metrics first: who reads `Done` finds the request's blocks free.
+    fn tell(&mut self) {
         self.shared.published().snapshot.scheduler = self.scheduler.stats();
+        self.requests.send_events();
     }
 }
 

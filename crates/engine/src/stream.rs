@@ -4,11 +4,11 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll};
 
 use futures_channel::mpsc::UnboundedReceiver;
 use futures_core::Stream;
+use futures_executor::block_on_stream;
 
 use crate::output::Event;
 use crate::run::{Command, RequestKey};
@@ -28,23 +28,9 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// Waits for the next event; for threads, never for tasks of an async runtime.
-    pub fn next_blocking(&mut self) -> Option<Event> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut context = Context::from_waker(&waker);
-        loop {
-            match Pin::new(&mut *self).poll_next(&mut context) {
-                Poll::Ready(event) => return event,
-                // A wake between poll and park is not lost: it makes this park return at once.
-                Poll::Pending => thread::park(),
-            }
-        }
-    }
-
-    /// The events one after the other, waiting for each.
-    #[must_use]
-    pub fn blocking(self) -> Blocking {
-        Blocking(self)
+    /// The events one after the other, waiting for each; for threads, never for tasks of an async runtime.
+    pub fn blocking(self) -> impl Iterator<Item = Event> {
+        block_on_stream(self)
     }
 }
 
@@ -79,25 +65,5 @@ impl Drop for EventStream {
 impl fmt::Debug for EventStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EventStream({:?})", self.key)
-    }
-}
-
-/// An [`EventStream`] as an iterator that waits; see [`EventStream::blocking`].
-#[derive(Debug)]
-pub struct Blocking(EventStream);
-
-impl Iterator for Blocking {
-    type Item = Event;
-
-    fn next(&mut self) -> Option<Event> {
-        self.0.next_blocking()
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }

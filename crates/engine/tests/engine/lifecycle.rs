@@ -15,14 +15,14 @@ fn gated(depth: usize) -> (EngineHandle, Gate) {
 fn a_dropped_stream_frees_its_blocks_within_one_step() {
     for depth in [1, 2] {
         let (engine, gate) = gated(depth);
-        let mut stream = engine.submit(Request { n: 2, ..say("a long prompt") }).unwrap();
+        let mut events = engine.submit(Request { n: 2, ..say("a long prompt") }).unwrap().blocking();
         gate.next_step();
         gate.permit(1);
-        assert!(matches!(stream.next_blocking(), Some(Event::Delta(_))));
+        assert!(matches!(events.next(), Some(Event::Delta(_))));
         // Now as many steps are in flight as there may be, and the loop waits.
         (0..depth).for_each(|_| assert!(!gate.next_step().chunks.is_empty()));
         assert!(0 < engine.metrics().scheduler.used_blocks);
-        drop(stream);
+        drop(events);
         gate.permit(depth);
         // Of what comes after them nothing is left but to tell the workers.
         let next = gate.next_step();
