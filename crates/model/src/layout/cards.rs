@@ -150,6 +150,7 @@ fn read(line: &str) -> Option<(Vec<String>, Card)> {
         _ => return None,
     };
     let link_bandwidth = fields.next()?.parse::<f64>().ok()? * 1e9;
+    let _sources = fields.next()?;
     let others = fields.next().unwrap_or_default().split(',').filter(|other| !other.is_empty());
     let names = std::iter::once(name).chain(others).map(bare).collect();
     let card = Card {
@@ -170,8 +171,14 @@ mod tests {
     #[test]
     fn every_line_is_read_and_no_name_stands_for_two_cards() {
         let mut seen = std::collections::HashSet::new();
+        let head: Vec<&str> = CARDS.lines().filter(|line| line.starts_with('#')).collect();
         for line in CARDS.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
             let (names, card) = read(line).unwrap_or_else(|| panic!("{line}"));
+            let sources = line.split_ascii_whitespace().nth(6).unwrap();
+            let is_told = |source: &str| {
+                head.iter().any(|line| line.split_ascii_whitespace().any(|word| word == source))
+            };
+            assert!(sources.split(',').all(is_told), "{line}: the head explains each source");
             assert!(1e11 < card.memory_bandwidth && card.memory_bandwidth < 1e13, "{line}");
             assert!(5e13 < card.tensor_flops && card.tensor_flops < 5e15, "{line}");
             assert!(20 << 30 < card.memory_bytes && card.memory_bytes < 300 << 30, "{line}");
