@@ -6,25 +6,32 @@ use crate::memory::MemoryPlan;
 use crate::weights::shard::Shards;
 
 /// What no data sheet says. They were fitted to the tables of `docs/benchmarks.md` (two H200, Qwen2.5-7B's shape, a
-/// decode step in one graph, the next one started before its ids are known), and a test holds them to each row; fit them again when a step gets faster.
+/// decode step in one graph, the next one started before its ids are known), and a test holds them to each row; fit them
+/// again when a step gets faster.
 pub struct Constants {
-    /// The share of a card's memory bandwidth that streaming weights and caches reaches.
+    /// The share of a card's memory bandwidth that streaming weights reaches.
     pub stream_share: f64,
-    /// The share of its tensor FLOP/s that large products reach, at the clocks its power limit leaves.
-    pub matmul_share: f64,
+    /// The same for the keys and values of one token a sequence.
+    pub cache_share: f64,
+    /// The share of its tensor FLOP/s that products reach: for as long as a decode step takes, and for as long as a prompt
+    /// does, at the clocks that its power limit leaves.
+    pub matmul_share: (f64, f64),
     /// The same for attention of long queries.
     pub attention_share: f64,
-    /// Microseconds lost where one kernel ends and the next begins.
-    pub kernel_us: f64,
+    /// Microseconds lost where one kernel ends and the next begins: in a step of one row, and in one of more.
+    pub kernel_us: (f64, f64),
     /// Kernels of a layer: two norms, four products, RoPE, two of attention, SiLU.
     pub layer_kernels: f64,
-    /// Microseconds a step takes beside its layers that nothing hides: sampling, mostly.
-    pub step_us: f64,
-    /// The same for each sequence of a step.
-    pub sequence_us: f64,
-    /// Exchanges over NVLink: microseconds of the shortest, and the share of the bandwidth that long ones reach.
-    pub nvlink: (f64, f64),
-    /// Over PCI Express.
+    /// Microseconds of sampling, which nothing hides: for a step, and for each of its sequences.
+    pub sampling_us: (f64, f64),
+    /// Microseconds of the host between a step's ids and the next step, for a step and for each of its sequences. One
+    /// stage starts the next step before, so that only pipelines wait for it.
+    pub host_us: (f64, f64),
+    /// Sums over NVLink in one shot: microseconds of the shortest, and the share of the bandwidth that longer ones reach.
+    pub nvlink_one_shot: (f64, f64),
+    /// In two shots, which send less and meet twice.
+    pub nvlink_two_shot: (f64, f64),
+    /// Exchanges over PCI Express.
     pub pcie: (f64, f64),
     /// Through the host's memory, which every byte crosses twice.
     pub host: (f64, f64),
@@ -33,13 +40,15 @@ pub struct Constants {
 /// The constants as fitted on 2026-11-23.
 pub const CONSTANTS: Constants = Constants {
     stream_share: 0.92,
-    matmul_share: 0.70,
+    cache_share: 0.84,
+    matmul_share: (0.80, 0.70),
     attention_share: 0.52,
-    kernel_us: 3.0,
+    kernel_us: (2.25, 3.4),
     layer_kernels: 10.0,
-    step_us: 40.0,
-    sequence_us: 2.5,
-    nvlink: (4.0, 0.6),
+    sampling_us: (40.0, 2.5),
+    host_us: (120.0, 1.5),
+    nvlink_one_shot: (2.5, 0.39),
+    nvlink_two_shot: (9.0, 0.75),
     pcie: (9.0, 0.62),
     host: (4.0, 0.39),
 };
@@ -148,7 +157,7 @@ impl RankCost {
         let layer = products
             + self.attention_seconds(machine, work)
             + self.activation_seconds(machine, work.rows)
-            + CONSTANTS.layer_kernels * CONSTANTS.kernel_us * 1e-6
+            + CONSTANTS.layer_kernels * kernel_seconds(work.rows)
             + 2.0 * self.sum_seconds(machine, work.rows);
         let head = self.head.map_or(0.0, |shape| {
             let logits_bytes = ACTIVATION_BYTES * work.samples * shape.0;
@@ -160,19 +169,21 @@ impl RankCost {
     }
 
     /// A product of `rows` rows with a matrix, without its start: reading the matrix and computing overlap, though
-    /// not to the full where both take about as long.
+    /// not to the full where both take about as long; and what computes for long gets slower.
     fn product_seconds(&self, machine: &Machine, (height, width): Shape, rows: f64) -> f64 {
         let bytes = height * width * self.weight_bytes + rows * (height + width) * ACTIVATION_BYTES;
         let reading = bytes / machine.stream_bandwidth();
-        let computing = 2.0 * rows * height * width / (machine.card.tensor_flops * CONSTANTS.matmul_share);
-        reading.hypot(computing)
+        let at_peak = 2.0 * rows * height * width / machine.card.tensor_flops;
+        let (for_short, for_long) = CONSTANTS.matmul_share;
+        reading.hypot(at_peak / for_short).max(at_peak / for_long)
     }
 
     /// Decoding reads keys and values, long queries compute with them: the sum, of which one part is always small.
     fn attention_seconds(&self, machine: &Machine, work: &Work) -> f64 {
         let bytes = work.keys_read * 2.0 * self.kv_width * ACTIVATION_BYTES;
         let flops = 4.0 * work.pairs * self.query_width;
-        bytes / machine.stream_bandwidth() + flops / (machine.card.tensor_flops * CONSTANTS.attention_share)
+        bytes / (machine.card.memory_bandwidth * CONSTANTS.cache_share)
+            + flops / (machine.card.tensor_flops * CONSTANTS.attention_share)
     }
 
     /// What norms, RoPE and SiLU read and write.
@@ -187,6 +198,24 @@ impl RankCost {
     fn sum_seconds(&self, machine: &Machine, rows: f64) -> f64 {
         machine.links.all_reduce_seconds(self.tensor_size, rows * self.hidden * ACTIVATION_BYTES)
     }
+}
+
+/// What is lost where one kernel of a step of `rows` rows ends and the next begins.
+fn kernel_seconds(rows: f64) -> f64 {
+    let (of_one, of_more) = CONSTANTS.kernel_us;
+    1e-6 * if rows <= 1.0 { of_one } else { of_more }
+}
+
+/// Sampling a step of `rows` sequences.
+pub(super) fn sampling_seconds(rows: f64) -> f64 {
+    let (of_step, of_sequence) = CONSTANTS.sampling_us;
+    1e-6 * (of_step + of_sequence * rows)
+}
+
+/// What the host does between the ids of a step of `rows` sequences and the next step.
+pub(super) fn host_seconds(rows: f64) -> f64 {
+    let (of_step, of_sequence) = CONSTANTS.host_us;
+    1e-6 * (of_step + of_sequence * rows)
 }
 
 /// One replica: its stages, each as slow as its slowest rank.
@@ -212,16 +241,20 @@ impl ReplicaCost {
     }
 
     /// Seconds until each of `batch` sequences behind `context` tokens has its next token. A pipeline deals them to as
-    /// many steps as it has stages; then the slowest stage sets the pace, or the way of one step through all of them.
+    /// many steps as it has stages; then the slowest stage sets the pace, or the way of one step through all of them and
+    /// back through the host. The last stage samples.
     pub(crate) fn decode_seconds(&self, machine: &Machine, batch: f64, context: f64) -> f64 {
         let steps = (self.stages.len() as f64).min(batch);
         let rows = (batch / steps).ceil();
         let work = Work::decode(rows, context);
-        let stages: Vec<f64> =
-            (0..self.stages.len()).map(|stage| self.stage_seconds(machine, stage, &work)).collect();
-        let hops = (stages.len() - 1) as f64 * self.hop_seconds(machine, rows);
-        let beside = (CONSTANTS.step_us + CONSTANTS.sequence_us * rows) * 1e-6;
-        let way = stages.iter().sum::<f64>() + hops + beside;
+        let last = self.stages.len() - 1;
+        let stage = |stage| {
+            let sampling = if stage == last { sampling_seconds(rows) } else { 0.0 };
+            self.stage_seconds(machine, stage, &work) + sampling
+        };
+        let stages: Vec<f64> = (0..=last).map(stage).collect();
+        let back = if last == 0 { 0.0 } else { host_seconds(rows) };
+        let way = stages.iter().sum::<f64>() + last as f64 * self.hop_seconds(machine, rows) + back;
         let slowest = stages.into_iter().fold(0.0, f64::max);
         way.max(steps * slowest)
     }
@@ -235,15 +268,14 @@ impl ReplicaCost {
             let rows = chunk_len.min(prompt_len - computed);
             let is_last = computed + rows == prompt_len;
             let work = Work::chunk(rows as f64, computed as f64, is_last);
-            // The first stage starts when the host has made the step.
-            let mut arrives: f64 = free_at[0] + CONSTANTS.step_us * 1e-6;
+            let mut arrives: f64 = free_at[0];
             for (stage, free) in free_at.iter_mut().enumerate() {
                 *free = arrives.max(*free) + self.stage_seconds(machine, stage, &work);
                 arrives = *free + self.hop_seconds(machine, rows as f64);
             }
             computed += rows;
         }
-        free_at[free_at.len() - 1]
+        free_at[free_at.len() - 1] + sampling_seconds(1.0)
     }
 
     /// Tokens a second, prompts and answers, of a replica that always has `batch` requests of these lengths: each costs
@@ -253,7 +285,7 @@ impl ReplicaCost {
         let work = Work::prompts(chunk_len, input);
         let slowest =
             (0..self.stages.len()).map(|stage| self.stage_seconds(machine, stage, &work)).fold(0.0, f64::max);
-        let prompt = (slowest + CONSTANTS.step_us * 1e-6) * input / chunk_len;
+        let prompt = (slowest + sampling_seconds(work.samples)) * input / chunk_len;
         let answer = output * self.decode_seconds(machine, batch, input + output / 2.0) / batch;
         (input + output) / (prompt + answer)
     }

@@ -9,15 +9,16 @@
 //! It has few constants ([`cost::CONSTANTS`]), all of them physical, and no table of results:
 //!
 //! - A product of `m` rows with a matrix takes `hypot(bytes / bandwidth, operations / rate)`: with few rows it reads the
-//!   matrix, with many it computes. Each kernel adds a few microseconds in which the card neither reads nor computes, so
+//!   matrix, with many it computes, and long ones at lower clocks. Each kernel adds a few microseconds in which the card neither reads nor computes, so
 //!   that small matrices reach less of the bandwidth than large ones: 33 MB (qkv of a 7B model) 3.5 TB/s of an H200's
 //!   4.8, its output matrix of 1.1 GB 4.5.
 //! - Attention reads the keys and values of every context (decoding) or computes with them (prompts).
 //! - Norms, RoPE and SiLU read and write activations, which counts for prompts; a layer's ten kernels count for decoding.
 //! - Ranks of a layer sum twice a layer, latency plus bytes through the links ([`links::Links`], measured or listed), and
 //!   the slowest rank decides: 28 heads over 3 ranks are 10, 9, 9.
-//! - A decode step is its layers, the logits and what the host does for each step and sequence. Through a pipeline
-//!   go as many steps as it has stages: the slowest stage sets the pace, or the way of one step through all stages.
+//! - A decode step is its layers, the logits and sampling. Through a pipeline go as many steps as it has stages: the
+//!   slowest stage sets the pace, or the way of one step through all stages and back through the host, which one stage
+//!   alone does not wait for.
 //! - A prompt goes in chunks, which follow one another through the stages. The first token comes when the last chunk
 //!   has left the last stage.
 //!

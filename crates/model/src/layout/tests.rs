@@ -3,6 +3,7 @@
 use phalanx_device::{DType, Format};
 
 use super::choose::{Objective, choose};
+use super::links::AllReduceTimes;
 use super::*;
 use crate::catalogue;
 use crate::memory::Limits;
@@ -50,54 +51,117 @@ fn replica(tensor_size: usize, num_stages: usize) -> ReplicaCost {
     ReplicaCost::new(&config, &plans.iter().map(rank).collect::<Vec<_>>(), tensor_size)
 }
 
-/// Tensor ranks, sequences at once, tokens a second: two H200 on 2026-11-23, contexts of 32 to 96 tokens.
-const MEASURED_DECODING: [(usize, usize, f64); 8] = [
-    (1, 1, 257.0),
-    (1, 8, 1875.0),
-    (1, 64, 13_112.0),
-    (1, 256, 32_228.0),
-    (2, 1, 388.0),
-    (2, 8, 2763.0),
-    (2, 64, 18_713.0),
-    (2, 256, 44_954.0),
+/// Tensor ranks, sequences at once, milliseconds a step: one and two H200 on 2026-11-23, contexts of 32 to 96 tokens,
+/// `bench latency`.
+const MEASURED_STEPS: [(usize, usize, f64); 10] = [
+    (1, 1, 3.84),
+    (1, 8, 4.25),
+    (1, 32, 4.64),
+    (1, 64, 4.80),
+    (1, 128, 5.41),
+    (1, 256, 8.00),
+    (2, 1, 2.57),
+    (2, 8, 2.90),
+    (2, 64, 3.42),
+    (2, 256, 5.69),
+];
+
+/// Sums over two H200 when the rows of two ranks were measured: one shot, the longest in two; bytes and microseconds.
+const SUMS_THEN: [(usize, f64); 7] = [
+    (7 << 10, 4.82),
+    (56 << 10, 5.83),
+    (224 << 10, 6.85),
+    (448 << 10, 7.86),
+    (896 << 10, 9.68),
+    (7 << 20, 32.5),
+    (56 << 20, 183.0),
 ];
 
 /// Tensor ranks, tokens of the prompt, milliseconds to the first token: the same day, `bench matrix`.
 const MEASURED_FIRST_TOKENS: [(usize, usize, f64); 9] = [
     (1, 512, 10.8),
-    (1, 4096, 85.4),
-    (1, 16_384, 437.1),
-    (1, 65_536, 2973.6),
-    (1, 130_560, 9101.5),
+    (1, 4096, 88.7),
+    (1, 16_384, 446.0),
+    (1, 65_536, 3000.0),
+    (1, 130_560, 9210.0),
     (2, 4096, 52.2),
     (2, 16_384, 246.0),
     (2, 65_536, 1631.0),
     (2, 130_560, 4890.0),
 ];
 
+/// Tokens of the prompt, and tokens a second of the 512 behind it, the prompt's time included: one H200, the same run.
+const MEASURED_ANSWERS: [(usize, f64); 4] = [(4096, 235.0), (16_384, 192.0), (65_536, 92.7), (130_560, 42.2)];
+
+/// Sequences at once, milliseconds a step whose ids are known before the next one is made, in graphs: one H200.
+const MEASURED_WITHOUT_OVERLAP: [(usize, f64); 4] = [(1, 4.03), (8, 4.38), (64, 5.07), (256, 8.46)];
+
 /// Tokens a second of 512 requests of 1,024 tokens in and 256 out on one H200: the same day, `bench throughput`.
 const MEASURED_CROWD: f64 = 38_264.0;
 
+/// Four GPUs are to be predicted as well as that, and they have the same terms.
 #[test]
-fn every_measured_row_is_predicted_within_a_fifth() {
-    let machine = machine("2xH200");
+fn every_measured_row_is_predicted_within_fifteen_percent() {
+    let mut machine = machine("2xH200");
+    machine.links.measured = vec![AllReduceTimes { ranks: 2, times: SUMS_THEN.to_vec() }];
     let mut wrong = Vec::new();
     let mut check = |what: String, predicted: f64, measured: f64| {
-        if !(0.8..1.25).contains(&(predicted / measured)) {
+        if !(0.85..1.15).contains(&(predicted / measured)) {
             wrong.push(format!("{what}: {predicted:.2} ms predicted, {measured:.2} measured"));
         }
     };
-    for (tensor_size, batch, rate) in MEASURED_DECODING {
+    for (tensor_size, batch, ms) in MEASURED_STEPS {
         let predicted = replica(tensor_size, 1).decode_seconds(&machine, batch as f64, 64.0);
-        check(format!("TP {tensor_size}, {batch} at once"), predicted * 1e3, batch as f64 / rate * 1e3);
+        check(format!("TP {tensor_size}, {batch} at once"), predicted * 1e3, ms);
     }
     for (tensor_size, prompt_len, ms) in MEASURED_FIRST_TOKENS {
         let predicted = replica(tensor_size, 1).first_token_seconds(&machine, prompt_len, 8192);
         check(format!("TP {tensor_size}, first token after {prompt_len}"), predicted * 1e3, ms);
     }
+    for (prompt_len, rate) in MEASURED_ANSWERS {
+        let one = replica(1, 1);
+        let step = one.decode_seconds(&machine, 1.0, (prompt_len + 256) as f64);
+        let predicted = one.first_token_seconds(&machine, prompt_len, 8192) + 511.0 * step;
+        check(format!("an answer of 512 tokens to {prompt_len}"), predicted * 1e3, 512e3 / rate);
+    }
+    for (batch, ms) in MEASURED_WITHOUT_OVERLAP {
+        let rows = batch as f64;
+        let predicted = replica(1, 1).decode_seconds(&machine, rows, 64.0) + cost::host_seconds(rows);
+        check(format!("{batch} at once, without overlap"), predicted * 1e3, ms);
+    }
     let crowd = replica(1, 1).traffic(&machine, 256.0, (1024.0, 256.0), 8192.0);
     check("TP 1, a crowd".to_owned(), 1e9 / crowd, 1e9 / MEASURED_CROWD);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Sequences at once behind 512 tokens, and the milliseconds that the fastest kernels of vLLM, SGLang and TensorRT-LLM
+/// for products, attention and sums add up to on four H200: from the timings that `ai-dynamo/aiconfigurator` keeps.
+const KERNELS_OF_FOUR: [(usize, f64); 6] =
+    [(1, 1.85), (8, 1.87), (32, 2.00), (64, 2.13), (128, 2.43), (256, 3.61)];
+
+/// With sampling added, one and two ranks were measured at 0.89 to 1.10 of such sums; norms, RoPE and SiLU are missing in
+/// them, and their sums among four are faster than ours are predicted to be (see `links`).
+#[test]
+fn four_ranks_take_about_what_others_kernels_add_up_to() {
+    let machine = machine("4xH200");
+    for (batch, ms) in KERNELS_OF_FOUR {
+        let theirs = ms * 1e-3 + cost::sampling_seconds(batch as f64);
+        let ratio = replica(4, 1).decode_seconds(&machine, batch as f64, 512.0) / theirs;
+        assert!((0.85..1.25).contains(&ratio), "{batch} at once: {ratio:.2}");
+    }
+}
+
+/// A pipeline waits for the host, and its last stage has the logits and the sampling beside its layers.
+#[test]
+fn a_pipeline_is_as_fast_as_its_last_stage_and_one_sequence_waits_for_the_host() {
+    let machine = machine("4xH200");
+    let (one, four) = (replica(1, 1), replica(1, 4));
+    let alone = |replica: &ReplicaCost| replica.decode_seconds(&machine, 1.0, 512.0);
+    assert!(alone(&one) + cost::host_seconds(1.0) < alone(&four));
+    // Four steps of 64 pass the last stage, which has a quarter of the layers and all of the sampling.
+    let layers = one.decode_seconds(&machine, 64.0, 512.0) - cost::sampling_seconds(64.0);
+    let pace = four.decode_seconds(&machine, 256.0, 512.0);
+    assert!(layers + 2.0 * cost::sampling_seconds(64.0) < pace, "{pace} for {layers}");
 }
 
 #[test]
