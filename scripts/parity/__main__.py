@@ -233,7 +233,10 @@ class Parity:
         self.scale = CPU_SCALE if self.on_cpu else GPU_SCALE
         self.torch_device = "cpu" if self.on_cpu else f"cuda:{torch.cuda.device_count() - 1}"
         self.until = time.monotonic() + options.limit
-        self.deal = options.gpus_flag
+        # Several ranks may share a GPU where the binary can deal them.
+        self.deal = options.gpus_flag and not self.on_cpu
+        self.logs = pathlib.Path(options.logs or folder)
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.made = {}
 
     def tell(self, text):
@@ -284,7 +287,7 @@ class Parity:
         if self.deal and len(gpus) < setup.ranks:
             command += ["--gpus", ",".join(str(i * len(gpus) // setup.ranks) for i in range(setup.ranks))]
         try:
-            with Server(command, self.folder / f"{setup.name.replace(' ', '-')}.log", None if self.on_cpu else gpus) as server:
+            with Server(command, self.logs / f"{setup.name.replace(' ', '-')}.log", None if self.on_cpu else gpus) as server:
                 self.tell(f"{setup.name}: ready after {server.start_seconds:.1f} s")
                 for row, (_, ask) in zip(rows, asked):
                     try:
@@ -327,9 +330,8 @@ class Parity:
         for setup, rows in self.lanes(setups):
             key = setup.model, setup.dtype
             results[setup] = rows
-            if not any(row.answers for row in rows):
-                continue
-            if key not in references:
+            answered = any(row.answers for row in rows)
+            if answered and key not in references:
                 # Servers need the memory too.
                 while KEPT_REFERENCES <= len(references):
                     references.pop(next(iter(references)))
@@ -350,27 +352,28 @@ class Parity:
 def chosen(options):
     """The setups that this machine has GPUs for and that were asked for."""
     count = 4 if options.device == "cpu" or options.gpus_flag else torch.cuda.device_count()
-    words = [word.strip() for word in options.only.split(",") if word.strip()]
+    wanted = [[word.strip() for word in words.split(",")] for words in options.only or [""]]
     fits = [setup for setup in SETUPS if setup.ranks <= count]
-    return [setup for setup in fits if all(word in setup.name for word in words)]
+    return [setup for setup in fits if any(all(word in setup.name for word in words) for words in wanted)]
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
-    parser.add_argument("--only", default="", metavar="WORDS", help="servers whose name has all of these, comma-separated")
+    parser.add_argument("--only", action="append", metavar="WORDS",
+                        help="servers whose name has all of these, comma-separated; given again, those as well")
     parser.add_argument("--plant", choices=["weight", "tokens"], help="change one weight, or 16 tokens, of the truth")
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="start no server after this")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--folder", help="keep models and logs there")
+    parser.add_argument("--logs", metavar="FOLDER", help="keep the servers' logs there [default: beside the models]")
     parser.add_argument("--real-model", metavar="GGUF", help="also the twelve prompts of golden/data/greedy.json")
     parser.add_argument("--list", action="store_true", help="name the servers and end")
     options = parser.parse_args()
     if not shutil.which(options.binary):
         parser.error(f"--binary {options.binary} is no program")
     told = subprocess.run([options.binary, "serve", "--help"], capture_output=True, text=True).stdout
-    # Several ranks may share a GPU where the binary can deal them.
     options.gpus_flag = "--gpus" in told
     return parser, options
 
