@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod capacity;
+mod comparison;
+mod layouts;
 mod load;
 mod matrix;
 mod report;
@@ -14,6 +16,8 @@ mod roofline;
 mod suites;
 
 pub use capacity::Capacity;
+pub use comparison::{LayoutSummary, LayoutTable};
+pub use layouts::{Compared, Deviation, DeviceMemory, Expectation, LayoutRow, Trial, Winner};
 pub use load::{Load, LoadError, Observed, Prompts, run};
 pub use matrix::MatrixRow;
 pub use report::{Figure, Report};

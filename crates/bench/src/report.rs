@@ -98,14 +98,7 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} on {}", self.model, self.device)?;
-        for DeviceLimits { name, bandwidth, arithmetic } in &self.limits {
-            let (value, unit) = match arithmetic / 1e12 {
-                teraflops if teraflops < 1.0 => (1e3 * teraflops, "GFLOP/s"),
-                teraflops => (teraflops, "TFLOP/s"),
-            };
-            let gigabytes = bandwidth / 1e9;
-            writeln!(f, "  {name}: reads {gigabytes:.0} GB/s, multiplies at {} {unit}", rounded(value))?;
-        }
+        f.write_str(&describe_limits(&self.limits))?;
         let width = self.figures.iter().map(|figure| figure.name.chars().count()).max().unwrap_or(0);
         for figure in &self.figures {
             let mut line =
@@ -127,6 +120,18 @@ impl fmt::Display for Report {
             if self.warm_up_runs == 1 { "one run".to_owned() } else { format!("{} runs", self.warm_up_runs) }
         )
     }
+}
+
+/// A line for each device.
+pub(crate) fn describe_limits(limits: &[DeviceLimits]) -> String {
+    let line = |DeviceLimits { name, bandwidth, arithmetic }: &DeviceLimits| {
+        let (value, unit) = match arithmetic / 1e12 {
+            teraflops if teraflops < 1.0 => (1e3 * teraflops, "GFLOP/s"),
+            teraflops => (teraflops, "TFLOP/s"),
+        };
+        format!("  {name}: reads {:.0} GB/s, multiplies at {} {unit}\n", bandwidth / 1e9, rounded(value))
+    };
+    limits.iter().map(line).collect()
 }
 
 /// Three significant digits at least, no more than are meant.

@@ -115,6 +115,18 @@ pub fn throughput(suite: &mut Suite<'_>, load: &Load, name: &str) -> Result<Vec<
     ])
 }
 
+/// Tokens a second, in and out, of one run of a load that is long enough to tell by itself. Nothing warms up: what is
+/// measured before it has.
+///
+/// # Errors
+/// A request failed.
+pub(crate) fn crowd(suite: &mut Suite<'_>, load: &Load) -> Result<Figure, LoadError> {
+    let seen = run(suite.router, load, &mut suite.prompts)?;
+    let least = suite.roofline.mixed_seconds(&load.requests);
+    let name = format!("input and output of {} at once", load.requests.len());
+    Ok(Figure::rate(name, seen.input_tokens + seen.output_tokens, &[seen.total_seconds], least))
+}
+
 /// `count` equal requests, and their name.
 #[must_use]
 pub fn equal(count: usize, input_len: usize, output_len: usize) -> (Load, String) {

@@ -1,5 +1,7 @@
 //! The command line and the environment, read here and nowhere else.
 
+mod bench;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -11,6 +13,7 @@ use crate::parse::{
     parse_block_size, parse_bytes, parse_count, parse_devices, parse_log, parse_seconds, parse_share,
     parse_tokens,
 };
+pub(crate) use bench::{BenchArgs, BenchKind};
 
 /// Serves Qwen2.5 and its family on all the GPUs, or the CPU, of this machine.
 #[derive(Debug, Parser)]
@@ -350,47 +353,6 @@ pub(crate) struct SamplingArgs {
 pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// What to measure.
-    #[arg(value_enum)]
-    pub(crate) what: BenchKind,
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    /// Prompt lengths, in tokens.
-    #[arg(long, value_delimiter = ',', value_parser = parse_tokens, value_name = "TOKENS")]
-    pub(crate) input_len: Vec<usize>,
-    /// Tokens of each answer.
-    #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
-    pub(crate) output_len: Option<usize>,
-    /// Requests at once.
-    #[arg(long, value_delimiter = ',', value_parser = parse_count, value_name = "N")]
-    pub(crate) batch_size: Vec<usize>,
-    /// Throughput over requests of lengths from an eighth to the whole of what is given, rather than equal ones.
-    #[arg(long)]
-    pub(crate) mixed: bool,
-    /// Measurements of each figure, after one to warm up; the median is reported, and the spread.
-    #[arg(long, default_value_t = 3, value_parser = parse_count, value_name = "N")]
-    pub(crate) repeats: usize,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BenchKind {
-    /// Seconds a token, for several batch sizes.
-    Latency,
-    /// Tokens of prompt a second, for several lengths.
-    Prefill,
-    /// Tokens a second over many requests submitted at once.
-    Throughput,
-    /// The source's table: prompts of several lengths, 512 tokens out.
-    Matrix,
 }
 
 #[derive(Debug, Args)]

@@ -9,16 +9,19 @@ use phalanx_model::layout::choose::Objective;
 
 use crate::args::{BenchArgs, BenchKind};
 use crate::launch::Launched;
-use crate::layout::auto;
+use crate::layout::{auto, trial};
 use crate::{files, launch, limits, terminal};
 
 /// The same prompts in each run of the program.
-const PROMPT_SEED: u64 = 1;
+pub(crate) const PROMPT_SEED: u64 = 1;
 /// The lengths of the source's table; the longest leaves room for an answer in the longest context.
 const MATRIX_INPUT_LENS: [usize; 4] = [4096, 16_384, 65_536, 131_072 - 512];
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     check(args)?;
+    if args.what == BenchKind::Layouts {
+        return trial::run(args);
+    }
     let files = files::open(&args.model, args.engine.seed)?;
     let engine = auto::decide(&files, &args.model, &args.engine, usual_objective(args.what))?;
     // Before the engine takes the memory.
@@ -53,12 +56,20 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 fn usual_objective(what: BenchKind) -> Objective {
     match what {
         BenchKind::Throughput => Objective::Throughput,
-        BenchKind::Latency | BenchKind::Prefill | BenchKind::Matrix => Objective::Latency,
+        BenchKind::Latency | BenchKind::Prefill | BenchKind::Matrix | BenchKind::Layouts => {
+            Objective::Latency
+        }
     }
 }
 
 /// Refuses what no bench could measure, before anything is loaded.
 fn check(args: &BenchArgs) -> Result<()> {
+    if args.what == BenchKind::Layouts {
+        return check_layouts(args);
+    }
+    if !args.layouts.is_empty() || args.crowd.is_some() {
+        bail!("--layouts and --crowd are for `bench layouts`: here --tp, --pp and --dp name the one layout");
+    }
     if !matches!(args.what, BenchKind::Latency | BenchKind::Matrix) {
         one_at_most("--batch-size", &args.batch_size)?;
     }
@@ -80,6 +91,23 @@ fn check(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
+/// The same for all layouts together.
+fn check_layouts(args: &BenchArgs) -> Result<()> {
+    if args.engine.layout_is_given() || args.engine.objective.is_some() {
+        bail!(
+            "`bench layouts` tries many: leave --tp, --pp, --dp and --objective out, and name those to try with --layouts \
+             tp2,pp2"
+        );
+    }
+    if args.output_len == Some(1) {
+        bail!("--output-len 1 has no token after the first to measure: take 2 or more");
+    }
+    if args.mixed {
+        bail!("--mixed is for `bench throughput`: --crowd says what is submitted at once");
+    }
+    Ok(())
+}
+
 /// A list where the suite takes one value would be measured in part only.
 fn one_at_most(flag: &str, values: &[usize]) -> Result<()> {
     match values {
@@ -89,7 +117,7 @@ fn one_at_most(flag: &str, values: &[usize]) -> Result<()> {
 }
 
 /// What was asked for, or this bench's own choice.
-fn or_default(given: &[usize], default: &[usize]) -> Vec<usize> {
+pub(crate) fn or_default(given: &[usize], default: &[usize]) -> Vec<usize> {
     if given.is_empty() { default.to_vec() } else { given.to_vec() }
 }
 
@@ -118,7 +146,7 @@ fn figures(
             }
             Ok(prefill(suite, &input_lens)?)
         }
-        BenchKind::Throughput | BenchKind::Matrix => {
+        BenchKind::Throughput | BenchKind::Matrix | BenchKind::Layouts => {
             let count = or_default(&args.batch_size, &[64])[0];
             let input_len = or_default(&args.input_len, &[256])[0];
             let output_len = args.output_len.unwrap_or(128);
@@ -163,7 +191,7 @@ fn matrix(
 }
 
 /// What the engine was sized for, as plain numbers. A device may hold several ranks.
-fn capacity(launched: &Launched, ranks_of_device: usize) -> Capacity {
+pub(crate) fn capacity(launched: &Launched, ranks_of_device: usize) -> Capacity {
     let sizes = &launched.sizes;
     let of_plans = |value: fn(&phalanx_model::MemoryPlan) -> usize| {
         ranks_of_device * sizes.plans.iter().map(value).max().expect("a layout has a rank")
@@ -180,7 +208,7 @@ fn capacity(launched: &Launched, ranks_of_device: usize) -> Capacity {
 }
 
 /// What the model's tokens cost, as plain numbers.
-fn work(launched: &Launched) -> ModelWork {
+pub(crate) fn work(launched: &Launched) -> ModelWork {
     let work = launched.sizes.work;
     ModelWork {
         weights_bytes: work.weights_bytes,

@@ -26,6 +26,7 @@ impl std::fmt::Display for NoModel {
 }
 
 /// A model's files, opened; nothing is in a device's memory yet.
+#[derive(Clone)]
 pub(crate) struct ModelFiles {
     pub(crate) name: String,
     pub(crate) weights: Arc<Weights>,
@@ -37,6 +38,13 @@ pub(crate) struct ModelFiles {
     pub(crate) sampling: Sampling,
     /// Of this start: it began when the model was looked for.
     pub(crate) timeline: Arc<Timeline>,
+}
+
+impl ModelFiles {
+    /// The same files, for another start that begins now.
+    pub(crate) fn again(&self) -> Self {
+        Self { timeline: Arc::new(Timeline::start()), ..self.clone() }
+    }
 }
 
 /// Finds, fetches when need be, and opens the model.

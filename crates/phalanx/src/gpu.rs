@@ -186,7 +186,11 @@ fn open(
     })
 }
 
-fn used(ordinal: usize) -> Result<usize> {
+/// Bytes in use on a GPU, whoever holds them.
+///
+/// # Errors
+/// The device is lost.
+pub(crate) fn used(ordinal: usize) -> Result<usize> {
     let (free, total) = memory(ordinal)?;
     Ok(total - free)
 }

@@ -68,6 +68,15 @@ pub(crate) struct Launched {
     /// Ranks compute on GPUs.
     pub(crate) on_gpus: bool,
     pub(crate) sizes: Sizes,
+    /// Of each GPU; nothing on the CPU.
+    pub(crate) held: Vec<Held>,
+}
+
+/// What one GPU holds when all is ready, whoever holds it, in bytes.
+pub(crate) struct Held {
+    pub(crate) gpu: usize,
+    pub(crate) planned: usize,
+    pub(crate) used: usize,
 }
 
 /// What was decided before anything was loaded.
@@ -158,7 +167,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
     let (gigabytes, seconds) = (loaded.load(Ordering::Relaxed) as f64 / 1e9, timeline.seconds(WEIGHTS));
     tracing::info!("{gigabytes:.2} GB of weights in {seconds:.2} s, {:.1} GB/s", gigabytes / seconds);
     tracing::info!("{timeline}");
-    compare_with_plan(&blueprint)?;
+    let held = compare_with_plan(&blueprint)?;
     let ranks = blueprint.mesh.tensor_size * blueprint.mesh.num_stages * args.replicas();
     let (threads, instructions) = (blueprint.threads_per_rank, Features::detect().describe());
     let device = match &blueprint.gpus {
@@ -166,7 +175,7 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         None => format!("CPU, {ranks} x {threads} threads, {instructions}"),
     };
     let (sizes, on_gpus) = (blueprint.sizes.clone(), blueprint.gpus.is_some());
-    Ok(Launched { router: Router::new(engines), device, on_gpus, sizes })
+    Ok(Launched { router: Router::new(engines), device, on_gpus, sizes, held })
 }
 
 /// `1 GPU`, `2 GPUs`, `1 GPU, 4 ranks`.
@@ -478,24 +487,25 @@ fn build(
 }
 
 /// Tells what the GPUs hold beside what was planned.
-fn compare_with_plan(blueprint: &Blueprint) -> Result<()> {
-    let Some(gpus) = &blueprint.gpus else { return Ok(()) };
+fn compare_with_plan(blueprint: &Blueprint) -> Result<Vec<Held>> {
+    let Some(gpus) = &blueprint.gpus else { return Ok(Vec::new()) };
     // A GPU's ranks together: usually it has one.
     let mut by_gpu: BTreeMap<usize, (usize, usize, usize)> = BTreeMap::new();
     for ((gpu, before, now), planned) in gpus.used()?.into_iter().zip(blueprint.planned.iter().cycle()) {
         let of_gpu = by_gpu.entry(gpu).or_insert((before, before, now));
         of_gpu.1 += planned;
     }
-    for (gpu, (before, planned, now)) in by_gpu {
-        let percent = (now as f64 / planned as f64 - 1.0) * 100.0;
+    let held = by_gpu.into_iter().map(|(gpu, (before, planned, used))| {
+        let percent = (used as f64 / planned as f64 - 1.0) * 100.0;
         tracing::info!(
             "GPU {gpu}: {} planned, {} used ({percent:+.2} %; {} before weights)",
             gib(planned),
-            gib(now),
+            gib(used),
             gib(before)
         );
-    }
-    Ok(())
+        Held { gpu, planned, used }
+    });
+    Ok(held.collect())
 }
 
 fn engine_options(

@@ -40,7 +40,7 @@ pub(crate) fn measure(stored: Format, model: &ModelArgs, args: &EngineArgs) -> R
         let one = |ordinal: usize| -> Result<DeviceLimits> {
             let limits = measure_device(&gpu::alone(ordinal, dtype, &args.gpus)?, format, Extent::GPU)
                 .with_context(|| format!("the limits of GPU {ordinal} cannot be measured"))?;
-            Ok(named(format!("GPU {ordinal}"), limits))
+            Ok(named(name_of_gpu(ordinal), limits))
         };
         let measuring: Vec<_> = gpus.iter().map(|gpu| scope.spawn(move || one(*gpu))).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<DeviceLimits>>| {
@@ -50,6 +50,11 @@ pub(crate) fn measure(stored: Format, model: &ModelArgs, args: &EngineArgs) -> R
     })?;
     let ranks_of_fullest = gpus.iter().map(|gpu| holds(*gpu)).max().unwrap_or(1);
     Ok(Measured { devices, ranks_of_fullest })
+}
+
+/// What a GPU is called beside its figures.
+pub(crate) fn name_of_gpu(ordinal: usize) -> String {
+    format!("GPU {ordinal}")
 }
 
 fn named(name: String, Limits { bandwidth, arithmetic }: Limits) -> DeviceLimits {

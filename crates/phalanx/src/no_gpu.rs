@@ -26,6 +26,11 @@ pub(crate) fn of_ranks(_ranks: usize, _args: &GpuArgs) -> Result<Vec<usize>> {
     bail!(NONE)
 }
 
+/// Never called.
+pub(crate) fn used(_ordinal: usize) -> Result<usize> {
+    bail!(NONE)
+}
+
 /// No value of this type exists.
 pub(crate) enum Gpus {}
 

@@ -1,5 +1,6 @@
 //! Values of arguments: texts as people write them, and what is wrong with the others.
 
+use phalanx_model::layout::Layout;
 use phalanx_model::layout::cards::MOST_GPUS;
 
 /// `32768`, `32k` (1,024 each), `128K`.
@@ -87,9 +88,107 @@ pub(crate) fn parse_block_size(text: &str) -> Result<usize, String> {
     }
 }
 
+/// `tp4`, `pp2tp2`, `dp2`: parallel sizes in any order, each once; what is not named is 1.
+pub(crate) fn parse_layout(text: &str) -> Result<Layout, String> {
+    let wrong = |what: String| format!("{text:?} is no layout such as tp4, tp2pp2 or dp2: {what}");
+    let mut sizes = [("dp", None), ("pp", None), ("tp", None)];
+    let mut rest = text.trim();
+    while let Some((name, behind)) = rest.split_at_checked(2) {
+        let digits = behind.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, others) = behind.split_at(digits);
+        let known = sizes.iter_mut().find(|(known, _)| name.eq_ignore_ascii_case(known));
+        let Some((name, size)) = known else {
+            return Err(wrong(format!("{name:?} is none of dp, pp and tp")));
+        };
+        if size.is_some() {
+            return Err(wrong(format!("{name} stands there twice")));
+        }
+        match number.parse() {
+            Ok(number) if (1..=MOST_GPUS).contains(&number) => *size = Some(number),
+            _ => return Err(wrong(format!("behind {name} stands no number from 1 to {MOST_GPUS}"))),
+        }
+        rest = others;
+    }
+    match (rest, sizes.map(|(_, size)| size)) {
+        ("", [None, None, None]) => Err(wrong("it is empty".to_owned())),
+        ("", [replicas, num_stages, tensor_size]) => Ok(Layout {
+            replicas: replicas.unwrap_or(1),
+            num_stages: num_stages.unwrap_or(1),
+            tensor_size: tensor_size.unwrap_or(1),
+        }),
+        (rest, _) => Err(wrong(format!("{rest:?} is none of dp, pp and tp with a number"))),
+    }
+}
+
+/// Equal requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crowd {
+    /// How many.
+    pub(crate) requests: usize,
+    /// Tokens of each prompt.
+    pub(crate) input_len: usize,
+    /// Tokens of each answer.
+    pub(crate) output_len: usize,
+}
+
+/// `512x1024+256`: so many requests of so many tokens in and out.
+pub(crate) fn parse_crowd(text: &str) -> Result<Crowd, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is no crowd such as 512x1024+256, which is 512 requests of 1024 tokens in and 256 out"
+        )
+    };
+    let (requests, lens) = text.split_once(['x', 'X']).ok_or_else(wrong)?;
+    let (input, output) = lens.split_once('+').ok_or_else(wrong)?;
+    Ok(Crowd {
+        requests: parse_count(requests).map_err(|_| wrong())?,
+        input_len: parse_tokens(input).map_err(|_| wrong())?,
+        output_len: parse_tokens(output).map_err(|_| wrong())?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::spelt;
+
+    #[test]
+    fn layouts_are_read_as_they_are_spelt() {
+        let read = |text| parse_layout(text).map(|layout| layout.to_string());
+        for (text, layout) in
+            [("tp4", "1 x 1 x 4"), ("pp2tp2", "1 x 2 x 2"), ("TP2PP2", "1 x 2 x 2"), ("dp3", "3 x 1 x 1")]
+        {
+            assert_eq!(read(text), Ok(layout.to_owned()));
+        }
+        for layout in Layout::candidates(4) {
+            assert_eq!(parse_layout(&spelt(layout)), Ok(layout));
+        }
+        let cases = [
+            ("", "it is empty"),
+            ("4", "\"4\" is none of dp, pp and tp with a number"),
+            ("tp", "behind tp stands no number"),
+            ("tp0", "behind tp stands no number"),
+            ("tp65", "behind tp stands no number from 1 to 64"),
+            ("tp2tp2", "tp stands there twice"),
+            ("tp2x", "\"x\" is none of dp, pp and tp with a number"),
+            ("ep2", "\"ep\" is none of dp, pp and tp"),
+            ("\u{e9}\u{e9}2", "is none of dp, pp and tp"),
+            ("tp2 pp2", "\" p\" is none of dp, pp and tp"),
+        ];
+        for (text, reason) in cases {
+            let error = read(text).unwrap_err();
+            assert!(error.contains("no layout such as tp4") && error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn crowds_are_read() {
+        let crowd = Crowd { requests: 512, input_len: 1024, output_len: 256 };
+        assert_eq!(parse_crowd("512x1k+256"), Ok(crowd));
+        for wrong in ["", "512", "512x1024", "0x1+1", "512x1024+0", "x1+1", "1024+256"] {
+            assert!(parse_crowd(wrong).unwrap_err().contains("512x1024+256"), "{wrong}");
+        }
+    }
 
     #[test]
     fn tokens_and_bytes_are_read() {

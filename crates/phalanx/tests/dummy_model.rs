@@ -104,8 +104,44 @@ fn a_matrix_has_a_row_for_each_length_and_batch_that_fits_and_a_reason_for_each_
 }
 
 #[test]
+fn layouts_are_measured_one_after_the_other_and_one_that_cannot_be_is_a_row_with_its_reason() {
+    let flags = [
+        "--layouts",
+        "tp2,dp2pp2,tp9",
+        "--input-len",
+        "20,5000",
+        "--batch-size",
+        "1,2",
+        "--output-len",
+        "40",
+    ];
+    let crowd = ["--crowd", "6x20+5", "--threads", "2", "--kv-cache-memory", "8MiB"];
+    let output = bench(&[&["layouts"][..], &flags, &crowd].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() == 4, "a line for each and the summary: {}", said(&output));
+    for (row, layout) in lines.iter().zip(["tp2", "dp2pp2"]) {
+        assert_eq!(row["layout"], layout);
+        [&row["first_tokens"][0], &row["decode"][0], &row["crowd"]].into_iter().for_each(assert_sound);
+        assert_eq!(row["crowd"]["predicted"], Value::Null, "nobody predicts a CPU");
+        assert!(0 < row["memory"][0]["planned_bytes"].as_u64().unwrap(), "{row}");
+        let left_out = row["left_out"].to_string();
+        assert!(row["first_tokens"][1].is_null() && left_out.contains("--max-model-len"), "{row}");
+    }
+    assert!(lines[2]["start_seconds"].is_null(), "{}", lines[2]);
+    assert!(lines[2]["left_out"][0].as_str().unwrap().contains("--tensor-parallel-size 9"), "{}", lines[2]);
+    let summary = &lines[3]["summary"];
+    assert_eq!(summary["fastest"].as_array().unwrap().len(), 2, "{summary}");
+    assert!(summary["unpredicted"].as_str().unwrap().contains("CPU"), "{summary}");
+}
+
+#[test]
 fn what_no_bench_can_measure_is_refused_with_the_flag() {
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 9] = [
+        (&["layouts", "--tp", "2"], "--layouts tp2,pp2"),
+        (&["layouts", "--layouts", "2x2"], "no layout such as tp4"),
+        (&["layouts", "--layouts", "tp9"], "no layout could be measured"),
+        (&["latency", "--layouts", "tp2"], "--layouts and --crowd are for `bench layouts`"),
         (&["latency", "--input-len", "1,2"], "--input-len"),
         (&["latency", "--output-len", "1"], "--output-len 1"),
         (&["prefill", "--input-len", "5000"], "--max-model-len"),

@@ -29,6 +29,7 @@ pub mod cards;
 pub mod choose;
 pub mod cost;
 pub mod links;
+pub mod loads;
 pub mod table;
 
 use std::fmt;
@@ -232,79 +233,101 @@ pub fn compare(machine: &Machine, subject: &Subject<'_>) -> Vec<Prediction> {
 /// # Errors
 /// The model cannot be dealt that way, or does not fit.
 pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Result<Figures, Misfit> {
-    let Subject { config, request, budget_bytes, scratch_blocks } = *subject;
-    if MOST_IN_A_GROUP < layout.tensor_size.max(layout.num_stages) {
-        return Err(Misfit::impossible(format!("more than {MOST_IN_A_GROUP} ranks cannot exchange data")));
-    }
-    let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, request)
-        .map_err(Misfit::impossible)?;
-    let (fullest, blocks) = memory::fullest(&plans, budget_bytes).expect("there is a rank");
-    let cached_tokens = blocks.saturating_sub(scratch_blocks) * request.block_size;
-    if cached_tokens == 0 {
-        return Err(Misfit::of(&plans, budget_bytes, scratch_blocks));
-    }
-    let ranks = plans.iter().map(|plan| {
-        let shards = Shards::new(config, plan.place, &request.formats).map_err(Misfit::impossible)?;
-        Ok(RankCost::new(config, &shards, plan))
-    });
-    let ranks = ranks.collect::<Result<Vec<_>, Misfit>>()?;
-    let replica = ReplicaCost::new(config, &ranks, layout.tensor_size);
-    let timed = Timed { machine, replica: &replica, layout, chunk_len: request.limits.max_tokens };
-    let longest = config.max_model_len.min(cached_tokens);
+    let timed = Timed::new(machine, subject, layout)?;
+    let fullest = &timed.fullest;
     Ok(Figures {
         weights_bytes: fullest.weights_bytes,
         other_bytes: fullest.rope_bytes + fullest.workspace_bytes,
         kv_bytes_per_token: fullest.kv_bytes_per_token,
-        cached_tokens,
+        cached_tokens: timed.cached_tokens,
         // A prompt of the whole context leaves no room for an answer, but is what people ask about.
-        first_token_seconds: PROMPT_LENS.map(|len| (len <= longest).then(|| timed.first_token(len))),
-        step_seconds: BATCH_SIZES
-            .map(|batch| timed.decode(batch, longest, (cached_tokens, request.limits.max_samples))),
-        single_seconds: timed.single(longest),
-        tokens_per_second: timed.crowd(longest, cached_tokens, request.limits.max_samples),
+        first_token_seconds: PROMPT_LENS.map(|len| timed.first_token(len)),
+        step_seconds: BATCH_SIZES.map(|batch| timed.decode(batch, DECODE_CONTEXT)),
+        single_seconds: timed.single(),
+        tokens_per_second: timed.crowd(shortened(TRAFFIC, timed.longest), usize::MAX),
     })
 }
 
-/// A layout whose time is asked about.
+/// A layout that fits, and what its times follow from.
 struct Timed<'a> {
     machine: &'a Machine,
-    replica: &'a ReplicaCost,
+    replica: ReplicaCost,
     layout: Layout,
+    /// The rank with the least room for keys and values.
+    fullest: MemoryPlan,
+    /// Tokens that one replica's KV cache holds.
+    cached_tokens: usize,
+    /// Tokens of the longest sequence.
+    longest: usize,
+    /// Sequences that a replica computes at once.
+    max_sequences: usize,
     chunk_len: usize,
 }
 
-impl Timed<'_> {
-    fn first_token(&self, prompt_len: usize) -> f64 {
+impl<'a> Timed<'a> {
+    fn new(machine: &'a Machine, subject: &Subject<'_>, layout: Layout) -> Result<Self, Misfit> {
+        let Subject { config, request, budget_bytes, scratch_blocks } = *subject;
+        if MOST_IN_A_GROUP < layout.tensor_size.max(layout.num_stages) {
+            return Err(Misfit::impossible(format!(
+                "more than {MOST_IN_A_GROUP} ranks cannot exchange data"
+            )));
+        }
+        let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, request)
+            .map_err(Misfit::impossible)?;
+        let (fullest, blocks) = memory::fullest(&plans, budget_bytes).expect("there is a rank");
+        let cached_tokens = blocks.saturating_sub(scratch_blocks) * request.block_size;
+        if cached_tokens == 0 {
+            return Err(Misfit::of(&plans, budget_bytes, scratch_blocks));
+        }
+        let ranks = plans.iter().map(|plan| {
+            let shards = Shards::new(config, plan.place, &request.formats).map_err(Misfit::impossible)?;
+            Ok(RankCost::new(config, &shards, plan))
+        });
+        let ranks = ranks.collect::<Result<Vec<_>, Misfit>>()?;
+        Ok(Self {
+            machine,
+            replica: ReplicaCost::new(config, &ranks, layout.tensor_size),
+            layout,
+            fullest: fullest.clone(),
+            cached_tokens,
+            longest: config.max_model_len.min(cached_tokens),
+            max_sequences: request.limits.max_samples,
+            chunk_len: request.limits.max_tokens,
+        })
+    }
+
+    fn first_token(&self, prompt_len: usize) -> Option<f64> {
+        (prompt_len <= self.longest).then(|| self.first_token_seconds(prompt_len))
+    }
+
+    fn first_token_seconds(&self, prompt_len: usize) -> f64 {
         self.replica.first_token_seconds(self.machine, prompt_len, self.chunk_len)
     }
 
-    /// Seconds a token of `batch` sequences dealt to the replicas, when each has room for its part.
-    fn decode(
-        &self,
-        batch: usize,
-        longest: usize,
-        (cached_tokens, max_sequences): (usize, usize),
-    ) -> Option<f64> {
+    /// Seconds a token of `batch` sequences behind `context` tokens, dealt to the replicas, when each has room for its
+    /// part.
+    fn decode(&self, batch: usize, context: usize) -> Option<f64> {
         let part = batch.div_ceil(self.layout.replicas);
         let fits =
-            DECODE_CONTEXT < longest && part * DECODE_CONTEXT <= cached_tokens && part <= max_sequences;
-        fits.then(|| self.replica.decode_seconds(self.machine, part as f64, DECODE_CONTEXT as f64))
+            context < self.longest && part * context <= self.cached_tokens && part <= self.max_sequences;
+        fits.then(|| self.replica.decode_seconds(self.machine, part as f64, context as f64))
     }
 
     /// One request alone, shortened to what fits.
-    fn single(&self, longest: usize) -> f64 {
-        let (input, output) = shortened(SINGLE, longest);
+    fn single(&self) -> f64 {
+        let (input, output) = shortened(SINGLE, self.longest);
         let context = (input + output / 2) as f64;
-        self.first_token(input) + output as f64 * self.replica.decode_seconds(self.machine, 1.0, context)
+        self.first_token_seconds(input)
+            + output as f64 * self.replica.decode_seconds(self.machine, 1.0, context)
     }
 
-    /// As many requests at once as each replica has room and seats for.
-    fn crowd(&self, longest: usize, cached_tokens: usize, max_sequences: usize) -> f64 {
-        let (input, output) = shortened(TRAFFIC, longest);
-        let at_once = (cached_tokens / (input + output)).clamp(1, max_sequences);
+    /// Of `requests` requests as many at once as each replica has room and seats for.
+    fn crowd(&self, (input, output): (usize, usize), requests: usize) -> f64 {
+        let room = (self.cached_tokens / (input + output)).clamp(1, self.max_sequences);
+        let at_once = room.min(requests.div_ceil(self.layout.replicas));
         let lens = (input as f64, output as f64);
         let of_one = self.replica.traffic(self.machine, at_once as f64, lens, self.chunk_len as f64);
-        of_one * self.layout.replicas as f64
+        of_one * self.layout.replicas.min(requests) as f64
     }
 }
 

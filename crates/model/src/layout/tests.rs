@@ -301,3 +301,35 @@ fn the_table_has_a_line_for_each_candidate_and_marks_one() {
     assert_eq!(table.lines().filter(|line| line.starts_with("> ")).count(), 1, "{table}");
     assert!(table.lines().all(|line| line.chars().count() <= 200), "{table}");
 }
+
+/// What a bench measures is what the table predicts, where both ask the same.
+#[test]
+fn loads_that_are_named_are_predicted_as_the_usual_ones_are() {
+    let (machine, config, request) = (machine("2xH200"), config(32_768), request(32_768));
+    let subject =
+        Subject { config: &config, request: &request, budget_bytes: budget(&machine), scratch_blocks: 1 };
+    let loads = loads::Loads {
+        prompt_lens: vec![4096, 16_384, 65_536],
+        batch_sizes: BATCH_SIZES.to_vec(),
+        context: DECODE_CONTEXT,
+        requests: 512,
+        request_lens: TRAFFIC,
+    };
+    let expect = |layout, loads: &loads::Loads| loads::expect(&machine, &subject, layout, loads).unwrap();
+    for layout in Layout::candidates(2) {
+        let usual = predict(&machine, &subject, layout).unwrap();
+        let expected = expect(layout, &loads);
+        assert_eq!(expected.first_token_seconds, usual.first_token_seconds[..3], "{layout}");
+        assert_eq!(expected.step_seconds, usual.step_seconds, "{layout}");
+        assert_eq!(expected.tokens_per_second, Some(usual.tokens_per_second), "{layout}");
+    }
+    // Replicas that are given too few requests to fill their seats are slower, idle ones add nothing.
+    let (one, two) = (Layout::candidates(2)[0], Layout { replicas: 2, num_stages: 1, tensor_size: 1 });
+    let rate = |layout, requests| {
+        expect(layout, &loads::Loads { requests, ..loads.clone() }).tokens_per_second.unwrap()
+    };
+    assert!(rate(two, 64) < rate(two, 512));
+    assert_eq!(rate(two, 1), rate(one, 1));
+    let long = loads::Loads { request_lens: (32_768, 1), ..loads.clone() };
+    assert_eq!(expect(one, &long).tokens_per_second, None);
+}

@@ -8,8 +8,9 @@ use phalanx_model::layout::Subject;
 use phalanx_model::layout::cards::{Card, Hardware};
 use phalanx_model::layout::choose::Objective;
 use phalanx_model::layout::links::{AllReduceTimes, Links, Wiring};
+use phalanx_model::layout::table::Comparison;
 use phalanx_model::layout::{Layout, Machine};
-use phalanx_model::{Limits, MemoryRequest, WeightFormats};
+use phalanx_model::{Limits, MemoryRequest, ModelConfig, WeightFormats};
 use phalanx_worker::SCRATCH_BLOCKS;
 
 use crate::args::{DeviceArg, EngineArgs, GpuArgs, ModelArgs};
@@ -97,27 +98,8 @@ fn decide_for(
     if ordinals.len() < 2 {
         return Ok(args.clone());
     }
-    let gpus = cards::at_hand(&ordinals)?;
-    let file = measurements(model, args).join("links.json");
-    let (asked, folders) = (args.gpus.all_reduce, args.gpus.libraries.folders());
-    let probe = || cards::probe(&ordinals, asked, &folders);
-    let found = probed(&gpus, cards::ways(asked, &folders), &file, probe)?;
-    let machine = machine(&gpus, &found);
-    let (config, _) = files.weights.config().with_context(args.max_model_len)?;
-    let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
-    let (max_tokens, max_samples) =
-        step_limits((args.max_num_batched_tokens, args.max_num_seqs), GPU_BATCHED_TOKENS)?;
-    let request = MemoryRequest {
-        formats: WeightFormats::Of(&files.weights, weight_type),
-        activation_dtype: dtype,
-        kv_dtype: dtype,
-        block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
-        limits: Limits { max_tokens, max_samples, max_model_len: config.max_model_len },
-    };
-    let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
-    let subject =
-        Subject { config: &config, request: &request, budget_bytes, scratch_blocks: SCRATCH_BLOCKS };
-    let comparison = compared(&machine, &subject, args.objective.map_or(usual, objective), most_replicas);
+    let at_hand = AtHand::look(&ordinals, files, model, args)?;
+    let comparison = at_hand.compared(args.objective.map_or(usual, objective), most_replicas);
     files.timeline.end("layout");
     comparison.to_string().lines().for_each(|line| tracing::debug!("{line}"));
     comparison.leading(TOLD).iter().for_each(|line| tracing::info!("{line}"));
@@ -130,7 +112,64 @@ fn decide_for(
     }
 }
 
-fn with_layout(args: &EngineArgs, layout: Layout) -> EngineArgs {
+/// This machine's GPUs, and a model to lay out over them.
+pub(crate) struct AtHand<'a> {
+    pub(crate) machine: Machine,
+    config: ModelConfig,
+    request: MemoryRequest<'a>,
+    budget_bytes: usize,
+}
+
+impl<'a> AtHand<'a> {
+    /// Looks at these GPUs, each of them once, and at what lies between them.
+    ///
+    /// # Errors
+    /// One cannot be opened, or the model cannot be computed on GPUs.
+    pub(crate) fn look(
+        ordinals: &[usize],
+        files: &'a ModelFiles,
+        model: &ModelArgs,
+        args: &EngineArgs,
+    ) -> Result<Self> {
+        let gpus = cards::at_hand(ordinals)?;
+        let file = measurements(model, args).join("links.json");
+        let (asked, folders) = (args.gpus.all_reduce, args.gpus.libraries.folders());
+        let found = match ordinals {
+            [_] => Probed { reaches: false, write_bandwidth: None, all_reduce: Vec::new() },
+            _ => {
+                let probe = || cards::probe(ordinals, asked, &folders);
+                probed(&gpus, cards::ways(asked, &folders), &file, probe)?
+            }
+        };
+        let (config, _) = files.weights.config().with_context(args.max_model_len)?;
+        let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
+        let (max_tokens, max_samples) =
+            step_limits((args.max_num_batched_tokens, args.max_num_seqs), GPU_BATCHED_TOKENS)?;
+        let request = MemoryRequest {
+            formats: WeightFormats::Of(&files.weights, weight_type),
+            activation_dtype: dtype,
+            kv_dtype: dtype,
+            block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
+            limits: Limits { max_tokens, max_samples, max_model_len: config.max_model_len },
+        };
+        let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
+        Ok(Self { machine: machine(&gpus, &found), config, request, budget_bytes })
+    }
+
+    /// What predictions are made from.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        let Self { config, request, budget_bytes, .. } = self;
+        Subject { config, request, budget_bytes: *budget_bytes, scratch_blocks: SCRATCH_BLOCKS }
+    }
+
+    /// Predicts every layout of up to `most_replicas` replicas and takes one.
+    pub(crate) fn compared(&self, objective: Objective, most_replicas: usize) -> Comparison {
+        compared(&self.machine, &self.subject(), objective, most_replicas)
+    }
+}
+
+/// `args` with this layout, on as many of the named GPUs as it has ranks.
+pub(crate) fn with_layout(args: &EngineArgs, layout: Layout) -> EngineArgs {
     EngineArgs {
         data_parallel_size: Some(layout.replicas),
         pipeline_parallel_size: Some(layout.num_stages),
@@ -145,7 +184,7 @@ fn with_layout(args: &EngineArgs, layout: Layout) -> EngineArgs {
 }
 
 /// The GPUs to lay out: those that were named, or all.
-fn ordinals(named: &[usize], there: usize) -> Result<Vec<usize>> {
+pub(crate) fn ordinals(named: &[usize], there: usize) -> Result<Vec<usize>> {
     if named.is_empty() || there == 0 {
         return Ok((0..there).collect());
     }
@@ -183,8 +222,8 @@ fn machine(gpus: &[Gpu], probed: &Probed) -> Machine {
     let slowest = cards
         .clone()
         .min_by(|a, b| a.memory_bandwidth.total_cmp(&b.memory_bandwidth))
-        .expect("the caller saw several GPUs");
-    let memory_bytes = cards.map(|card| card.memory_bytes).min().expect("the caller saw several GPUs");
+        .expect("the caller saw a GPU");
+    let memory_bytes = cards.map(|card| card.memory_bytes).min().expect("the caller saw a GPU");
     if gpus.iter().any(|gpu| gpu.hardware.name != gpus[0].hardware.name) {
         tracing::warn!("the GPUs differ: layouts are predicted as if all were like {}", slowest.name);
     }

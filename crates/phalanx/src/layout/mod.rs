@@ -2,6 +2,7 @@
 
 pub(crate) mod auto;
 mod remembered;
+pub(crate) mod trial;
 
 use anyhow::{Result, bail};
 use phalanx_model::layout::choose::{Objective, choose};
@@ -102,6 +103,14 @@ fn as_json(model: &str, machine: &Machine, comparison: &Comparison) -> Value {
         "traffic": {"input_len": TRAFFIC.0, "output_len": TRAFFIC.1},
         "layouts": comparison.predictions.iter().map(layout_as_json).collect::<Vec<_>>(),
     })
+}
+
+/// As [`crate::parse::parse_layout`] reads it: `tp2pp2`, and `tp1` for a single rank.
+pub(crate) fn spelt(layout: Layout) -> String {
+    let sizes = [("dp", layout.replicas), ("tp", layout.tensor_size), ("pp", layout.num_stages)];
+    let text: String =
+        sizes.iter().filter(|(_, size)| 1 < *size).map(|(name, size)| format!("{name}{size}")).collect();
+    if text.is_empty() { "tp1".to_owned() } else { text }
 }
 
 fn sizes(layout: Layout) -> Value {
