@@ -157,7 +157,8 @@ pub(crate) struct EngineArgs {
     /// Longest prompt and answer together, in tokens (32768, 32k). More than the model was trained for turns on YaRN.
     #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
     pub(crate) max_model_len: Option<usize>,
-    /// Tokens computed in one step at most: longer prompts are computed in chunks.
+    /// Tokens computed in one step at most: longer prompts are computed in chunks [default: 512 on a CPU, 8192 on GPUs,
+    /// 2048 through several stages of GPUs].
     #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
     pub(crate) max_num_batched_tokens: Option<usize>,
     /// Sequences computed in one step at most [default: 256, or --max-num-batched-tokens when that is less].
@@ -383,7 +384,7 @@ pub(crate) struct PlanArgs {
     /// Longest prompt and answer together, in tokens.
     #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
     pub(crate) max_model_len: Option<usize>,
-    /// Tokens computed in one step at most [default: 8192].
+    /// Tokens computed in one step at most [default: 8192, or 2048 through several stages].
     #[arg(long, value_parser = parse_tokens, value_name = "TOKENS")]
     pub(crate) max_num_batched_tokens: Option<usize>,
     /// Sequences computed in one step at most [default: 256, or --max-num-batched-tokens when that is less].

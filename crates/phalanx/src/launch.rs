@@ -28,12 +28,9 @@ use crate::no_room::Attempt;
 use crate::plan::gib;
 use crate::progress::Bar;
 use crate::rehearsal;
+use crate::steps::{CPU_BATCHED_TOKENS, gpu_batched_tokens, step_limits};
 use crate::timeline::Timeline;
 
-/// Tokens a step computes on the CPU unless told otherwise: a running answer waits for no longer than these take.
-const CPU_BATCHED_TOKENS: usize = 512;
-/// The same on GPUs, which want long steps.
-pub(crate) const GPU_BATCHED_TOKENS: usize = 8192;
 /// Tokens of a KV block unless told otherwise.
 const CPU_BLOCK_SIZE: usize = 16;
 pub(crate) const GPU_BLOCK_SIZE: usize = 64;
@@ -47,8 +44,6 @@ const GPU_OPENED_BYTES: usize = 768 << 20;
 pub(crate) const GPU_RESERVE_BYTES: usize = GPU_OPENED_BYTES + GPU_MARGIN_BYTES;
 /// The share of a GPU's memory that is used unless told otherwise.
 pub(crate) const GPU_SHARE: f64 = 0.92;
-/// Sequences a step computes unless told otherwise.
-const SEQUENCES: usize = 256;
 /// A step of a large model on few cores may take this long: ranks wait for each other, and health for a step, no longer.
 pub(crate) const LONGEST_STEP: Duration = Duration::from_secs(600);
 /// What is taken for free memory where the system does not say.
@@ -298,7 +293,7 @@ fn kind(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs, mesh: Mesh) ->
         kv_dtype: dtype,
         weight_type,
         block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
-        batched_tokens: GPU_BATCHED_TOKENS,
+        batched_tokens: gpu_batched_tokens(mesh.num_stages),
     })
 }
 
@@ -359,28 +354,6 @@ pub(crate) fn gpu_types_of(stored: Format, asked: DtypeArg) -> Result<(DType, We
 /// Bytes that a rank may plan with on a GPU of `total` bytes, of which others hold `held`, before it is opened.
 pub(crate) fn gpu_budget(total: usize, held: usize, share: f64) -> usize {
     ((total as f64 * share) as usize).saturating_sub(held).saturating_sub(GPU_RESERVE_BYTES)
-}
-
-/// Tokens and sequences a step computes at most: as `given`, or as usual.
-///
-/// # Errors
-/// More sequences than tokens are asked for.
-pub(crate) fn step_limits(
-    given: (Option<usize>, Option<usize>),
-    usual_tokens: usize,
-) -> Result<(usize, usize)> {
-    match given {
-        (None, sequences) => {
-            let sequences = sequences.unwrap_or(SEQUENCES);
-            Ok((usual_tokens.max(sequences), sequences))
-        }
-        (Some(tokens), None) => Ok((tokens, SEQUENCES.min(tokens))),
-        (Some(tokens), Some(sequences)) if tokens < sequences => bail!(
-            "--max-num-seqs {sequences} needs a token for each running sequence and --max-num-batched-tokens allows {tokens}: \
-             raise the latter or lower the former"
-        ),
-        (Some(tokens), Some(sequences)) => Ok((tokens, sequences)),
-    }
 }
 
 /// How many KV blocks the fullest GPU has room for: at least one, and the context when a certain one was asked for.

@@ -26,6 +26,7 @@ mod plan;
 mod progress;
 mod rehearsal;
 mod serve;
+mod steps;
 mod terminal;
 mod timeline;
 mod top;

@@ -7,14 +7,15 @@ use phalanx_device::{DType, Format};
 use phalanx_model::layout::{Machine, Misfit};
 use phalanx_model::memory;
 use phalanx_model::{
-    Limits, LoadError, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
+    LoadError, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
 };
 use phalanx_worker::SCRATCH_BLOCKS;
 use serde_json::{Value, json};
 
 use crate::args::PlanArgs;
 use crate::files::NoModel;
-use crate::launch::{GPU_BATCHED_TOKENS, gpu_budget, gpu_types_of, step_limits};
+use crate::launch::{gpu_budget, gpu_types_of};
+use crate::steps::GpuSteps;
 use crate::{layout, terminal};
 
 /// A model to plan for.
@@ -25,19 +26,23 @@ pub(crate) struct Subject {
     weights: Option<Weights>,
     /// What a GPU computes in, and keeps weights in.
     types: (DType, WeightType),
-    /// Tokens and sequences of the largest step.
-    step: (usize, usize),
+    pub(crate) steps: GpuSteps,
 }
 
 impl Subject {
     fn new(name: String, config: ModelConfig, weights: Option<Weights>, args: &PlanArgs) -> Result<Self> {
         let types = gpu_types_of(config.dtype, args.dtype)?;
-        let step = step_limits((args.max_num_batched_tokens, args.max_num_seqs), GPU_BATCHED_TOKENS)?;
-        Ok(Self { name, config, weights, types, step })
+        let steps = GpuSteps::new((args.max_num_batched_tokens, args.max_num_seqs))?;
+        Ok(Self { name, config, weights, types, steps })
     }
 
     /// What its memory is planned by for the context of `config`, on GPUs.
-    pub(crate) fn request(&self, args: &PlanArgs, config: &ModelConfig) -> MemoryRequest<'_> {
+    pub(crate) fn request(
+        &self,
+        args: &PlanArgs,
+        config: &ModelConfig,
+        num_stages: usize,
+    ) -> MemoryRequest<'_> {
         let (dtype, weight_type) = self.types;
         let formats = match (&self.weights, dtype) {
             (Some(weights), _) => WeightFormats::Of(weights, weight_type),
@@ -49,11 +54,7 @@ impl Subject {
             activation_dtype: dtype,
             kv_dtype: dtype,
             block_size: args.block_size,
-            limits: Limits {
-                max_tokens: self.step.0,
-                max_samples: self.step.1,
-                max_model_len: config.max_model_len,
-            },
+            limits: self.steps.limits(num_stages, config.max_model_len),
         }
     }
 }
@@ -89,7 +90,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     }
     match args.json {
         true => terminal::say(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?),
-        false => print(args, models[0].step.0, &rows),
+        false => print(args, &models[0].steps, &rows),
     }
     Ok(())
 }
@@ -154,7 +155,7 @@ fn plan_layout(
 ) -> Result<Fit, Misfit> {
     let impossible = |error: LoadError| Misfit::Impossible(error.to_string());
     let (config, _) = model.config.with_context(args.max_model_len).map_err(impossible)?;
-    let request = model.request(args, &config);
+    let request = model.request(args, &config, num_stages);
     let budget = gpu_budget(args.device_memory, 0, args.gpu_memory_utilization);
     let plans = memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(impossible)?;
     let (tightest, blocks) = memory::fullest(&plans, budget).expect("a layout has a rank");
@@ -171,13 +172,14 @@ fn plan_layout(
     })
 }
 
-fn print(args: &PlanArgs, step_tokens: usize, rows: &[Row]) {
+fn print(args: &PlanArgs, steps: &GpuSteps, rows: &[Row]) {
     terminal::say(&format!(
-        "{} devices of {}, {} of each used; steps of {} tokens; what the fullest device holds:",
+        "{} devices of {}, {} of each used; steps of {} tokens, {} through several stages; what the fullest device holds:",
         args.devices,
         gib(args.device_memory),
         percent(args.gpu_memory_utilization),
-        step_tokens
+        steps.tokens,
+        steps.staged_tokens
     ));
     terminal::say(&format!(
         "{:24} {:>7}  {:>10} {:>10} {:>10}  {:>14} {:>9}",
@@ -253,10 +255,17 @@ mod tests {
 
     #[test]
     fn a_plan_has_the_steps_that_serving_has() {
-        let step = |arguments: &str| models(None, &plan_args(arguments)).map(|models| models[0].step);
-        assert_eq!(step("").unwrap(), (8192, 256));
-        assert_eq!(step("--max-num-batched-tokens 64").unwrap(), (64, 64));
-        let refused = step("--max-num-batched-tokens 64 --max-num-seqs 65").unwrap_err().to_string();
+        let steps = |arguments: &str| -> Result<_> {
+            let steps = models(None, &plan_args(arguments))?[0].steps;
+            Ok([1, 2, 4].map(|num_stages| {
+                let limits = steps.limits(num_stages, 32_768);
+                (limits.max_tokens, limits.max_samples)
+            }))
+        };
+        assert_eq!(steps("").unwrap(), [(8192, 256), (2048, 256), (2048, 256)]);
+        assert_eq!(steps("--max-num-seqs 4000").unwrap(), [(8192, 4000), (4000, 4000), (4000, 4000)]);
+        assert_eq!(steps("--max-num-batched-tokens 64").unwrap(), [(64, 64); 3]);
+        let refused = steps("--max-num-batched-tokens 64 --max-num-seqs 65").unwrap_err().to_string();
         assert!(refused.contains("--max-num-seqs 65"), "{refused}");
     }
 

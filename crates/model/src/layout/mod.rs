@@ -125,8 +125,10 @@ impl Machine {
 pub struct Subject<'a> {
     /// The model, for the context wanted.
     pub config: &'a ModelConfig,
-    /// What its memory is planned by; `limits` are the largest step's.
+    /// What its memory is planned by; `limits` are the largest step's, where there is one stage.
     pub request: &'a MemoryRequest<'a>,
+    /// Tokens of the largest step where there are several stages.
+    pub staged_tokens: usize,
     /// Bytes of each GPU that a rank may use.
     pub budget_bytes: usize,
     /// KV blocks that sequences cannot have.
@@ -266,13 +268,17 @@ struct Timed<'a> {
 
 impl<'a> Timed<'a> {
     fn new(machine: &'a Machine, subject: &Subject<'_>, layout: Layout) -> Result<Self, Misfit> {
-        let Subject { config, request, budget_bytes, scratch_blocks } = *subject;
+        let Subject { config, request, staged_tokens, budget_bytes, scratch_blocks } = *subject;
+        let mut request = *request;
+        if 1 < layout.num_stages {
+            request.limits.max_tokens = staged_tokens;
+        }
         if MOST_IN_A_GROUP < layout.tensor_size.max(layout.num_stages) {
             return Err(Misfit::impossible(format!(
                 "more than {MOST_IN_A_GROUP} ranks cannot exchange data"
             )));
         }
-        let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, request)
+        let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, &request)
             .map_err(Misfit::impossible)?;
         let (fullest, blocks) = memory::fullest(&plans, budget_bytes).expect("there is a rank");
         let cached_tokens = blocks.saturating_sub(scratch_blocks) * request.block_size;

@@ -10,15 +10,14 @@ use phalanx_model::layout::choose::Objective;
 use phalanx_model::layout::links::{AllReduceTimes, Links, Wiring};
 use phalanx_model::layout::table::Comparison;
 use phalanx_model::layout::{Layout, Machine};
-use phalanx_model::{Limits, MemoryRequest, ModelConfig, WeightFormats};
+use phalanx_model::{MemoryRequest, ModelConfig, WeightFormats};
 use phalanx_worker::SCRATCH_BLOCKS;
 
 use crate::args::{DeviceArg, EngineArgs, GpuArgs, ModelArgs};
 use crate::files::ModelFiles;
-use crate::launch::{
-    GPU_BATCHED_TOKENS, GPU_BLOCK_SIZE, gpu_budget, gpu_types_of, measurements, step_limits,
-};
+use crate::launch::{GPU_BLOCK_SIZE, gpu_budget, gpu_types_of, measurements};
 use crate::layout::{compared, objective, remembered};
+use crate::steps::GpuSteps;
 use crate::{cards, gpu};
 
 /// One GPU of this machine.
@@ -117,6 +116,7 @@ pub(crate) struct AtHand<'a> {
     pub(crate) machine: Machine,
     config: ModelConfig,
     request: MemoryRequest<'a>,
+    staged_tokens: usize,
     budget_bytes: usize,
 }
 
@@ -143,23 +143,33 @@ impl<'a> AtHand<'a> {
         };
         let (config, _) = files.weights.config().with_context(args.max_model_len)?;
         let (dtype, weight_type) = gpu_types_of(files.weights.config().dtype, model.dtype)?;
-        let (max_tokens, max_samples) =
-            step_limits((args.max_num_batched_tokens, args.max_num_seqs), GPU_BATCHED_TOKENS)?;
+        let steps = GpuSteps::new((args.max_num_batched_tokens, args.max_num_seqs))?;
         let request = MemoryRequest {
             formats: WeightFormats::Of(&files.weights, weight_type),
             activation_dtype: dtype,
             kv_dtype: dtype,
             block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
-            limits: Limits { max_tokens, max_samples, max_model_len: config.max_model_len },
+            limits: steps.limits(1, config.max_model_len),
         };
         let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
-        Ok(Self { machine: machine(&gpus, &found), config, request, budget_bytes })
+        Ok(Self {
+            machine: machine(&gpus, &found),
+            config,
+            request,
+            staged_tokens: steps.staged_tokens,
+            budget_bytes,
+        })
     }
 
     /// What predictions are made from.
     pub(crate) fn subject(&self) -> Subject<'_> {
-        let Self { config, request, budget_bytes, .. } = self;
-        Subject { config, request, budget_bytes: *budget_bytes, scratch_blocks: SCRATCH_BLOCKS }
+        Subject {
+            config: &self.config,
+            request: &self.request,
+            staged_tokens: self.staged_tokens,
+            budget_bytes: self.budget_bytes,
+            scratch_blocks: SCRATCH_BLOCKS,
+        }
     }
 
     /// Predicts every layout of up to `most_replicas` replicas and takes one.
