@@ -72,8 +72,7 @@ fn server_state(args: &ServeArgs, files: &ModelFiles, launched: &Launched) -> Se
         template: files.template.clone(),
         model,
         options,
-        families: gauges::watch(launched).into_iter().collect(),
-        startup: files.timeline.phases(),
+        families: std::iter::once(files.timeline.families()).chain(gauges::watch(launched)).collect(),
     }
 }
 

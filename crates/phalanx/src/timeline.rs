@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use phalanx_server::{Families, Family, FamilyKind, Series};
+
 /// The phases of a start, one after the other. Ranks go through theirs at the same time: the last one ends a phase.
 pub(crate) struct Timeline {
     start: Instant,
@@ -34,6 +36,19 @@ impl Timeline {
         ends.sort_by_key(|(_, end)| *end);
         let starts = [Duration::ZERO].into_iter().chain(ends.iter().map(|(_, end)| *end));
         ends.iter().zip(starts).map(|((name, end), start)| (*name, (*end - start).as_secs_f64())).collect()
+    }
+
+    /// The phases until now, for `/metrics`.
+    pub(crate) fn families(&self) -> Families {
+        let series =
+            |(phase, value): (&str, f64)| Series { labels: vec![("phase", phase.to_owned())], value };
+        let family = Family {
+            name: "phalanx:startup_seconds",
+            help: "Seconds of each phase of the start.",
+            kind: FamilyKind::Gauge,
+            series: self.phases().into_iter().map(series).collect(),
+        };
+        Box::new(move || vec![family.clone()])
     }
 
     /// One phase's seconds, 0 when it never was.
@@ -68,6 +83,9 @@ mod tests {
         let timeline = timeline(&[("files", 250), ("driver", 1250), ("weights", 3000)]);
         assert_eq!(timeline.phases(), [("files", 0.25), ("driver", 1.0), ("weights", 1.75)]);
         assert_eq!(timeline.to_string(), "ready in 3.00 s: files 0.25, driver 1.00, weights 1.75");
+        let family = timeline.families()().remove(0);
+        assert_eq!(family.name, "phalanx:startup_seconds");
+        assert_eq!(family.series[2], Series { labels: vec![("phase", "weights".to_owned())], value: 1.75 });
         assert_eq!((timeline.seconds("driver"), timeline.seconds("lunch")), (1.0, 0.0));
     }
 

@@ -54,7 +54,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
         options: ServerOptions { api_keys: arguments.collect(), ..ServerOptions::default() },
         families: vec![Box::new(fake::families)],
-        startup: Vec::new(),
     });
     server.serve(TcpListener::bind(address).await?, std::future::pending()).await?;
     Ok(())

@@ -241,11 +241,6 @@ fn server(page: &mut Page<'_>, state: &Inner) {
     let name = "phalanx:uptime_seconds";
     page.head(name, "gauge", "Seconds since the server started.");
     page.line(format_args!("{name} {:?}", state.started.elapsed().as_secs_f64()));
-    let name = "phalanx:startup_seconds";
-    page.head(name, "gauge", "Seconds of each phase of the start.");
-    for (phase, seconds) in &state.startup {
-        page.line(format_args!("{name}{{phase=\"{phase}\"}} {seconds:?}"));
-    }
     let name = "phalanx:http_requests_total";
     page.head(name, "counter", "HTTP requests answered, by route, method and status.");
     for (key, count) in &*state.answered.lock().expect("nothing panics while it counts") {

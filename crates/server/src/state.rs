@@ -29,8 +29,6 @@ pub struct ServerState {
     pub options: ServerOptions,
     /// Figures that `/metrics` shows beside its own.
     pub families: Vec<Families>,
-    /// The phases of the start, each with its seconds, in order.
-    pub startup: Vec<(&'static str, f64)>,
 }
 
 /// The served model as clients see it.
@@ -115,7 +113,6 @@ pub(crate) struct Inner {
     pub(crate) model: ModelCard,
     pub(crate) options: ServerOptions,
     pub(crate) families: Vec<Families>,
-    pub(crate) startup: Vec<(&'static str, f64)>,
     pub(crate) keys: ApiKeys,
     /// Texts tokenized at the same time: more than there are cores would only keep each other waiting.
     pub(crate) tokenizing: Arc<Semaphore>,
@@ -152,7 +149,6 @@ impl Inner {
             model: state.model,
             options: state.options,
             families: state.families,
-            startup: state.startup,
             keys,
             tokenizing: Arc::new(Semaphore::new(cores)),
             longest_token,

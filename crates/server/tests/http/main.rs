@@ -106,7 +106,6 @@ impl Running {
             },
             options: setup.options,
             families: vec![Box::new(fake::families)],
-            startup: vec![("weights", 0.5)],
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

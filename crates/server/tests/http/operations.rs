@@ -159,7 +159,6 @@ async fn metrics_tell_what_happened() {
         (format!("vllm:e2e_request_latency_seconds_bucket{{{labels},le=\"+Inf\"}}"), 2.0),
         ("phalanx:http_requests_total{route=\"/generate\",method=\"POST\",status=\"200\"}".to_owned(), 2.0),
         ("phalanx:http_requests_total{route=\"/generate\",method=\"POST\",status=\"400\"}".to_owned(), 1.0),
-        ("phalanx:startup_seconds{phase=\"weights\"}".to_owned(), 0.5),
         ("phalanx:http_requests_total{route=\"unmatched\",method=\"GET\",status=\"404\"}".to_owned(), 1.0),
         ("phalanx:fans_turns_total{fan=\"a\\\"b\"}".to_owned(), 7.5),
     ] {
