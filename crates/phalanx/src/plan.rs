@@ -4,8 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use phalanx_device::{DType, Format};
-use phalanx_model::layout::{Machine, Misfit};
-use phalanx_model::memory;
+use phalanx_model::layout::{Fit, Machine, Misfit};
 use phalanx_model::{
     LoadError, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
 };
@@ -37,12 +36,7 @@ impl Subject {
     }
 
     /// What its memory is planned by for the context of `config`, on GPUs.
-    pub(crate) fn request(
-        &self,
-        args: &PlanArgs,
-        config: &ModelConfig,
-        num_stages: usize,
-    ) -> MemoryRequest<'_> {
+    pub(crate) fn request(&self, args: &PlanArgs, config: &ModelConfig) -> MemoryRequest<'_> {
         let (dtype, weight_type) = self.types;
         let formats = match (&self.weights, dtype) {
             (Some(weights), _) => WeightFormats::Of(weights, weight_type),
@@ -54,7 +48,7 @@ impl Subject {
             activation_dtype: dtype,
             kv_dtype: dtype,
             block_size: args.block_size,
-            limits: self.steps.limits(num_stages, config.max_model_len),
+            limits: self.steps.limits(config.max_model_len),
         }
     }
 }
@@ -66,16 +60,6 @@ struct Row {
     num_stages: usize,
     /// The rank that needs the most beside its KV cache, or why the layout cannot be.
     outcome: Result<Fit, Misfit>,
-}
-
-/// What fits on the tightest rank.
-struct Fit {
-    weights_bytes: usize,
-    other_bytes: usize,
-    kv_bytes_per_token: usize,
-    cached_tokens: usize,
-    /// The longest sequence: the context planned for, or what the cache holds of it.
-    context: usize,
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
@@ -143,33 +127,24 @@ fn layouts(devices: usize) -> impl Iterator<Item = (usize, usize)> {
 
 fn row(args: &PlanArgs, model: &Subject, layout: (usize, usize)) -> Row {
     let (tensor_size, num_stages) = layout;
-    let outcome = plan_layout(args, model, layout);
+    let outcome = fit(args, model, layout);
     Row { model: model.name.clone(), tensor_size, num_stages, outcome }
 }
 
 /// What fits, or why nothing does.
-fn plan_layout(
-    args: &PlanArgs,
-    model: &Subject,
-    (tensor_size, num_stages): (usize, usize),
-) -> Result<Fit, Misfit> {
+fn fit(args: &PlanArgs, model: &Subject, (tensor_size, num_stages): (usize, usize)) -> Result<Fit, Misfit> {
     let impossible = |error: LoadError| Misfit::Impossible(error.to_string());
     let (config, _) = model.config.with_context(args.max_model_len).map_err(impossible)?;
-    let request = model.request(args, &config, num_stages);
-    let budget = gpu_budget(args.device_memory, 0, args.gpu_memory_utilization);
-    let plans = memory::plan_layout(&config, tensor_size, num_stages, &request).map_err(impossible)?;
-    let (tightest, blocks) = memory::fullest(&plans, budget).expect("a layout has a rank");
-    let cached_tokens = blocks.saturating_sub(SCRATCH_BLOCKS) * request.block_size;
-    if cached_tokens == 0 {
-        return Err(Misfit::of(&plans, budget, SCRATCH_BLOCKS));
-    }
-    Ok(Fit {
-        weights_bytes: tightest.weights_bytes,
-        other_bytes: tightest.rope_bytes + tightest.workspace_bytes,
-        kv_bytes_per_token: tightest.kv_bytes_per_token,
-        cached_tokens,
-        context: cached_tokens.min(config.max_model_len),
-    })
+    let request = model.request(args, &config);
+    let budget_bytes = gpu_budget(args.device_memory, 0, args.gpu_memory_utilization);
+    let subject = phalanx_model::layout::Subject {
+        config: &config,
+        request: &request,
+        staged_tokens: model.steps.staged_tokens,
+        budget_bytes,
+        scratch_blocks: SCRATCH_BLOCKS,
+    };
+    subject.fit(tensor_size, num_stages)
 }
 
 fn print(args: &PlanArgs, steps: &GpuSteps, rows: &[Row]) {
@@ -194,7 +169,7 @@ fn print(args: &PlanArgs, steps: &GpuSteps, rows: &[Row]) {
                 gib(fit.other_bytes),
                 fit.kv_bytes_per_token,
                 fit.cached_tokens,
-                fit.context
+                fit.longest
             ),
             Err(reason) => reason.to_string(),
         };
@@ -211,7 +186,7 @@ fn as_json(row: &Row) -> Value {
             layout["workspace_bytes"] = fit.other_bytes.into();
             layout["kv_bytes_per_token"] = fit.kv_bytes_per_token.into();
             layout["cached_tokens"] = fit.cached_tokens.into();
-            layout["context"] = fit.context.into();
+            layout["context"] = fit.longest.into();
         }
         Err(misfit) => tell_misfit(misfit, &mut layout),
     }
@@ -257,14 +232,11 @@ mod tests {
     fn a_plan_has_the_steps_that_serving_has() {
         let steps = |arguments: &str| -> Result<_> {
             let steps = models(None, &plan_args(arguments))?[0].steps;
-            Ok([1, 2, 4].map(|num_stages| {
-                let limits = steps.limits(num_stages, 32_768);
-                (limits.max_tokens, limits.max_samples)
-            }))
+            Ok([steps.tokens, steps.staged_tokens, steps.sequences])
         };
-        assert_eq!(steps("").unwrap(), [(8192, 256), (2048, 256), (2048, 256)]);
-        assert_eq!(steps("--max-num-seqs 4000").unwrap(), [(8192, 4000), (4000, 4000), (4000, 4000)]);
-        assert_eq!(steps("--max-num-batched-tokens 64").unwrap(), [(64, 64); 3]);
+        assert_eq!(steps("").unwrap(), [8192, 2048, 256]);
+        assert_eq!(steps("--max-num-seqs 4000").unwrap(), [8192, 4000, 4000]);
+        assert_eq!(steps("--max-num-batched-tokens 64").unwrap(), [64; 3]);
         let refused = steps("--max-num-batched-tokens 64 --max-num-seqs 65").unwrap_err().to_string();
         assert!(refused.contains("--max-num-seqs 65"), "{refused}");
     }

@@ -20,7 +20,8 @@ pub(crate) struct GpuSteps {
     pub(crate) tokens: usize,
     /// Tokens where there are several.
     pub(crate) staged_tokens: usize,
-    sequences: usize,
+    /// Sequences.
+    pub(crate) sequences: usize,
 }
 
 impl GpuSteps {
@@ -34,10 +35,9 @@ impl GpuSteps {
         Ok(Self { tokens, staged_tokens, sequences })
     }
 
-    /// Those of so many stages.
-    pub(crate) fn limits(&self, num_stages: usize, max_model_len: usize) -> Limits {
-        let max_tokens = if num_stages == 1 { self.tokens } else { self.staged_tokens };
-        Limits { max_tokens, max_samples: self.sequences, max_model_len }
+    /// Those of one stage.
+    pub(crate) fn limits(&self, max_model_len: usize) -> Limits {
+        Limits { max_tokens: self.tokens, max_samples: self.sequences, max_model_len }
     }
 }
 

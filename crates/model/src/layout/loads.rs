@@ -40,7 +40,7 @@ pub fn expect(
 ) -> Result<Expected, Misfit> {
     let timed = Timed::new(machine, subject, layout)?;
     let (input, output) = loads.request_lens;
-    let fits = 0 < loads.requests && input + output <= timed.longest;
+    let fits = 0 < loads.requests && input + output <= timed.fit.longest;
     Ok(Expected {
         first_token_seconds: loads.prompt_lens.iter().map(|len| timed.first_token(*len)).collect(),
         step_seconds: loads.batch_sizes.iter().map(|batch| timed.decode(*batch, loads.context)).collect(),

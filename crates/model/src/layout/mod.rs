@@ -135,6 +135,60 @@ pub struct Subject<'a> {
     pub scratch_blocks: usize,
 }
 
+/// What of a model fits into a replica's GPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Weights of the fullest GPU, in bytes.
+    pub weights_bytes: usize,
+    /// Its workspace and tables.
+    pub other_bytes: usize,
+    /// Keys and values of a token on it.
+    pub kv_bytes_per_token: usize,
+    /// Tokens that the KV cache holds.
+    pub cached_tokens: usize,
+    /// Tokens of the longest sequence: the context wanted, or what the cache holds of it.
+    pub longest: usize,
+}
+
+impl<'a> Subject<'a> {
+    /// What fits when each layer is split over `tensor_size` GPUs, and the layers are over `num_stages` times as many.
+    ///
+    /// # Errors
+    /// The model cannot be dealt that way, or not one token fits.
+    pub fn fit(&self, tensor_size: usize, num_stages: usize) -> Result<Fit, Misfit> {
+        self.planned(tensor_size, num_stages).map(|(fit, _)| fit)
+    }
+
+    /// The request with the steps of so many stages.
+    fn request_of(&self, num_stages: usize) -> MemoryRequest<'a> {
+        let mut request = *self.request;
+        if 1 < num_stages {
+            request.limits.max_tokens = self.staged_tokens;
+        }
+        request
+    }
+
+    fn planned(&self, tensor_size: usize, num_stages: usize) -> Result<(Fit, Vec<MemoryPlan>), Misfit> {
+        let Self { config, budget_bytes, scratch_blocks, .. } = *self;
+        let request = self.request_of(num_stages);
+        let plans =
+            memory::plan_layout(config, tensor_size, num_stages, &request).map_err(Misfit::impossible)?;
+        let (fullest, blocks) = memory::fullest(&plans, budget_bytes).expect("there is a rank");
+        let cached_tokens = blocks.saturating_sub(scratch_blocks) * request.block_size;
+        if cached_tokens == 0 {
+            return Err(Misfit::of(&plans, budget_bytes, scratch_blocks));
+        }
+        let fit = Fit {
+            weights_bytes: fullest.weights_bytes,
+            other_bytes: fullest.rope_bytes + fullest.workspace_bytes,
+            kv_bytes_per_token: fullest.kv_bytes_per_token,
+            cached_tokens,
+            longest: config.max_model_len.min(cached_tokens),
+        };
+        Ok((fit, plans))
+    }
+}
+
 /// What is expected of one layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
@@ -175,8 +229,7 @@ impl fmt::Display for Misfit {
 
 impl Misfit {
     /// That none of `plans` has room for a token within `budget` bytes; `scratch_blocks` are no sequence's.
-    #[must_use]
-    pub fn of(plans: &[MemoryPlan], budget: usize, scratch_blocks: usize) -> Self {
+    fn of(plans: &[MemoryPlan], budget: usize, scratch_blocks: usize) -> Self {
         let needed = |plan: &MemoryPlan| plan.fixed_bytes() + plan.kv_bytes(1 + scratch_blocks);
         Self::Memory { needed: plans.iter().map(needed).max().unwrap_or(0), budget }
     }
@@ -236,17 +289,17 @@ pub fn compare(machine: &Machine, subject: &Subject<'_>) -> Vec<Prediction> {
 /// The model cannot be dealt that way, or does not fit.
 pub fn predict(machine: &Machine, subject: &Subject<'_>, layout: Layout) -> Result<Figures, Misfit> {
     let timed = Timed::new(machine, subject, layout)?;
-    let fullest = &timed.fullest;
+    let Fit { weights_bytes, other_bytes, kv_bytes_per_token, cached_tokens, longest } = timed.fit;
     Ok(Figures {
-        weights_bytes: fullest.weights_bytes,
-        other_bytes: fullest.rope_bytes + fullest.workspace_bytes,
-        kv_bytes_per_token: fullest.kv_bytes_per_token,
-        cached_tokens: timed.cached_tokens,
+        weights_bytes,
+        other_bytes,
+        kv_bytes_per_token,
+        cached_tokens,
         // A prompt of the whole context leaves no room for an answer, but is what people ask about.
         first_token_seconds: PROMPT_LENS.map(|len| timed.first_token(len)),
         step_seconds: BATCH_SIZES.map(|batch| timed.decode(batch, DECODE_CONTEXT)),
         single_seconds: timed.single(),
-        tokens_per_second: timed.crowd(shortened(TRAFFIC, timed.longest), usize::MAX),
+        tokens_per_second: timed.crowd(shortened(TRAFFIC, longest), usize::MAX),
     })
 }
 
@@ -255,12 +308,7 @@ struct Timed<'a> {
     machine: &'a Machine,
     replica: ReplicaCost,
     layout: Layout,
-    /// The rank with the least room for keys and values.
-    fullest: MemoryPlan,
-    /// Tokens that one replica's KV cache holds.
-    cached_tokens: usize,
-    /// Tokens of the longest sequence.
-    longest: usize,
+    fit: Fit,
     /// Sequences that a replica computes at once.
     max_sequences: usize,
     chunk_len: usize,
@@ -268,23 +316,13 @@ struct Timed<'a> {
 
 impl<'a> Timed<'a> {
     fn new(machine: &'a Machine, subject: &Subject<'_>, layout: Layout) -> Result<Self, Misfit> {
-        let Subject { config, request, staged_tokens, budget_bytes, scratch_blocks } = *subject;
-        let mut request = *request;
-        if 1 < layout.num_stages {
-            request.limits.max_tokens = staged_tokens;
-        }
+        let (config, request) = (subject.config, subject.request_of(layout.num_stages));
         if MOST_IN_A_GROUP < layout.tensor_size.max(layout.num_stages) {
             return Err(Misfit::impossible(format!(
                 "more than {MOST_IN_A_GROUP} ranks cannot exchange data"
             )));
         }
-        let plans = memory::plan_layout(config, layout.tensor_size, layout.num_stages, &request)
-            .map_err(Misfit::impossible)?;
-        let (fullest, blocks) = memory::fullest(&plans, budget_bytes).expect("there is a rank");
-        let cached_tokens = blocks.saturating_sub(scratch_blocks) * request.block_size;
-        if cached_tokens == 0 {
-            return Err(Misfit::of(&plans, budget_bytes, scratch_blocks));
-        }
+        let (fit, plans) = subject.planned(layout.tensor_size, layout.num_stages)?;
         let ranks = plans.iter().map(|plan| {
             let shards = Shards::new(config, plan.place, &request.formats).map_err(Misfit::impossible)?;
             Ok(RankCost::new(config, &shards, plan))
@@ -294,16 +332,14 @@ impl<'a> Timed<'a> {
             machine,
             replica: ReplicaCost::new(config, &ranks, layout.tensor_size),
             layout,
-            fullest: fullest.clone(),
-            cached_tokens,
-            longest: config.max_model_len.min(cached_tokens),
+            fit,
             max_sequences: request.limits.max_samples,
             chunk_len: request.limits.max_tokens,
         })
     }
 
     fn first_token(&self, prompt_len: usize) -> Option<f64> {
-        (prompt_len <= self.longest).then(|| self.first_token_seconds(prompt_len))
+        (prompt_len <= self.fit.longest).then(|| self.first_token_seconds(prompt_len))
     }
 
     fn first_token_seconds(&self, prompt_len: usize) -> f64 {
@@ -314,14 +350,15 @@ impl<'a> Timed<'a> {
     /// part.
     fn decode(&self, batch: usize, context: usize) -> Option<f64> {
         let part = batch.div_ceil(self.layout.replicas);
-        let fits =
-            context < self.longest && part * context <= self.cached_tokens && part <= self.max_sequences;
+        let fits = context < self.fit.longest
+            && part * context <= self.fit.cached_tokens
+            && part <= self.max_sequences;
         fits.then(|| self.replica.decode_seconds(self.machine, part as f64, context as f64))
     }
 
     /// One request alone, shortened to what fits.
     fn single(&self) -> f64 {
-        let (input, output) = shortened(SINGLE, self.longest);
+        let (input, output) = shortened(SINGLE, self.fit.longest);
         let context = (input + output / 2) as f64;
         self.first_token_seconds(input)
             + output as f64 * self.replica.decode_seconds(self.machine, 1.0, context)
@@ -329,7 +366,7 @@ impl<'a> Timed<'a> {
 
     /// Of `requests` requests as many at once as each replica has room and seats for.
     fn crowd(&self, (input, output): (usize, usize), requests: usize) -> f64 {
-        let room = (self.cached_tokens / (input + output)).clamp(1, self.max_sequences);
+        let room = (self.fit.cached_tokens / (input + output)).clamp(1, self.max_sequences);
         let at_once = room.min(requests.div_ceil(self.layout.replicas));
         let lens = (input as f64, output as f64);
         let of_one = self.replica.traffic(self.machine, at_once as f64, lens, self.chunk_len as f64);

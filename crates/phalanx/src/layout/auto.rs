@@ -149,7 +149,7 @@ impl<'a> AtHand<'a> {
             activation_dtype: dtype,
             kv_dtype: dtype,
             block_size: args.block_size.unwrap_or(GPU_BLOCK_SIZE),
-            limits: steps.limits(1, config.max_model_len),
+            limits: steps.limits(config.max_model_len),
         };
         let budget_bytes = budget(&gpus, args.gpu_memory_utilization);
         Ok(Self {

@@ -24,7 +24,7 @@ pub(crate) const MODEL: &str = "Qwen2.5-7B-Instruct";
 /// `phalanx plan --gpus`: every layout on a machine that need not be there.
 pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) -> Result<()> {
     let (config, notice) = model.config.with_context(args.max_model_len)?;
-    let request = model.request(args, &config, 1);
+    let request = model.request(args, &config);
     let budget_bytes = gpu_budget(machine.card.memory_bytes, 0, args.gpu_memory_utilization);
     let subject = Subject {
         config: &config,
