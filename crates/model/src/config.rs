@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::architectures;
 use crate::error::{LoadError, printable};
+use crate::features;
 use crate::fields::Fields;
 use crate::rope::{RopeConfig, Yarn};
 
@@ -84,15 +85,7 @@ impl ModelConfig {
             .map_err(|error| LoadError::malformed(file, printable(&error.to_string())))?;
         let fields = Fields { file, values: &values };
         let architecture = architectures::of_hugging_face(&fields)?;
-        if fields.switch("use_sliding_window")? {
-            return Err(
-                fields.error("use_sliding_window", "sliding windows are not supported, only full attention")
-            );
-        }
-        match fields.optional_text("hidden_act")? {
-            None | Some("silu") => {}
-            Some(_) => return Err(fields.error("hidden_act", "only silu is supported")),
-        }
+        features::refuse(&fields)?;
         let (rope, trained_len) = rope_of_hugging_face(&fields)?;
         let num_heads = fields.count("num_attention_heads", MOST_HEADS)?;
         let config = Self {
@@ -255,7 +248,11 @@ fn dtype_of_hugging_face(fields: &Fields<'_>) -> Result<Format, LoadError> {
         None | Some("bfloat16") => Ok(Format::BF16),
         Some("float16") => Ok(Format::F16),
         Some("float32") => Ok(Format::F32),
-        Some(_) => Err(fields.error(key, "has to be bfloat16, float16 or float32")),
+        Some(kind) => Err(fields.refused(
+            key,
+            &format!("is {}, and this program knows bfloat16, float16 and float32", printable(kind)),
+            features::UNQUANTISED,
+        )),
     }
 }
 
@@ -282,7 +279,11 @@ fn rope_of_hugging_face(fields: &Fields<'_>) -> Result<(RopeConfig, usize), Load
             let trained_len = yarn.stretched_len();
             Ok((RopeConfig { theta, yarn: Some(yarn) }, trained_len))
         }
-        Some(_) => Err(fields.error(key, "only rope_type default and yarn are supported")),
+        Some(kind) => Err(fields.refused(
+            key,
+            &format!("asks for rope_type {}, and this program knows default and yarn", printable(kind)),
+            features::OTHER_ROPE,
+        )),
     }
 }
 
@@ -298,7 +299,7 @@ fn yarn_of_hugging_face(scaling: &Fields<'_>, longest: usize) -> Result<Yarn, Lo
         yarn.truncate = scaling.switch("truncate")?;
     }
     if scaling.present("mscale").is_some() {
-        return Err(scaling.error("mscale", "is not supported: no Qwen2 model uses it"));
+        return Err(scaling.refused("mscale", "is not supported", features::OTHER_ROPE));
     }
     Ok(yarn)
 }
@@ -311,7 +312,10 @@ fn rope_of_gguf(fields: &Fields<'_>, prefix: &str) -> Result<(RopeConfig, usize)
     match fields.optional_text(&kind)? {
         None | Some("none") => return Ok((RopeConfig { theta, yarn: None }, longest)),
         Some("yarn") => {}
-        Some(_) => return Err(fields.error(&kind, "only none and yarn are supported")),
+        Some(other) => {
+            let what = format!("is {}, and this program knows none and yarn", printable(other));
+            return Err(fields.refused(&kind, &what, features::OTHER_ROPE));
+        }
     }
     let original =
         fields.optional_count(&key("rope.scaling.original_context_length"), MOST_TOKENS)?.unwrap_or(longest);
@@ -326,7 +330,7 @@ fn rope_of_gguf(fields: &Fields<'_>, prefix: &str) -> Result<(RopeConfig, usize)
         let key = key(&format!("rope.scaling.{name}"));
         let neutral = if name == "yarn_log_multiplier" { 0.0 } else { 1.0 };
         if fields.present(&key).is_some_and(|value| value.as_f64() != Some(neutral)) {
-            return Err(fields.error(&key, "is not supported: no Qwen2 model uses it"));
+            return Err(fields.refused(&key, "is not supported", features::OTHER_ROPE));
         }
     }
     let trained_len = yarn.stretched_len();
@@ -372,11 +376,13 @@ mod tests {
         let cases = [
             (
                 r#"{"architectures": ["LlamaForCausalLM"]}"#,
-                "architectures: names LlamaForCausalLM, and this program knows Qwen2ForCausalLM",
+                "architectures: names LlamaForCausalLM, and this program knows Qwen2ForCausalLM; take a model of that \
+                 kind, such as Qwen/Qwen2.5-7B-Instruct",
             ),
             (
                 r#"{"architectures": null}"#,
-                "architectures: names nothing, and this program knows Qwen2ForCausalLM",
+                "architectures: names nothing, and this program knows Qwen2ForCausalLM; take a model of that kind, such \
+                 as Qwen/Qwen2.5-7B-Instruct",
             ),
             (
                 r#"{"num_attention_heads": 0}"#,
@@ -406,16 +412,6 @@ mod tests {
             (r#"{"head_dim": 24}"#, "head_dim: is 24, and has to be a multiple of 16"),
             (r#"{"head_dim": 1048576}"#, "num_attention_heads: 4 heads of 1048576 elements are too many"),
             (r#"{"vocab_size": null}"#, "vocab_size: is missing"),
-            (
-                r#"{"use_sliding_window": true}"#,
-                "use_sliding_window: sliding windows are not supported, only full attention",
-            ),
-            (r#"{"hidden_act": "gelu"}"#, "hidden_act: only silu is supported"),
-            (r#"{"torch_dtype": "int8"}"#, "torch_dtype: has to be bfloat16, float16 or float32"),
-            (
-                r#"{"rope_scaling": {"type": "dynamic"}}"#,
-                "rope_scaling: only rope_type default and yarn are supported",
-            ),
             (r#"{"rope_scaling": {"type": "yarn", "factor": 0.5}}"#, "factor: has to be from 1 to 1024"),
             (r#"{"rope_theta": 0}"#, "rope_theta: is 0, and has to be a number above 0"),
         ];
@@ -423,6 +419,87 @@ mod tests {
             let error = read(changes).unwrap_err().to_string();
             assert_eq!(error, format!("config.json: {expected}"));
         }
+    }
+
+    /// What is not supported is named with what to do; nobody is told that the files are damaged.
+    #[test]
+    fn features_that_are_not_supported_are_named_with_what_to_do() {
+        let window = "layers from 1 on see the last 32 tokens only (sliding_window), and this program has full attention";
+        let cases = [
+            (
+                r#"{"use_sliding_window": true, "sliding_window": 32, "max_window_layers": 1}"#,
+                "use_sliding_window",
+                window,
+                "--max-model-len 32",
+            ),
+            (
+                r#"{"use_sliding_window": true, "sliding_window": 32, "layer_types": ["full_attention", "sliding_attention"]}"#,
+                "use_sliding_window",
+                window,
+                "set the field to false",
+            ),
+            (
+                r#"{"quantization_config": {"quant_method": "awq", "bits": 4}}"#,
+                "quantization_config",
+                "the weights are quantised (awq, 4 bits), which is read from GGUF files only",
+                "GGUF file of it",
+            ),
+            (
+                r#"{"quantization_config": {}}"#,
+                "quantization_config",
+                "the weights are quantised (an unnamed method), which is read from GGUF files only",
+                "the model's own repository",
+            ),
+            (
+                r#"{"torch_dtype": "int8"}"#,
+                "torch_dtype",
+                "is int8, and this program knows bfloat16, float16 and float32",
+                "GGUF file of it",
+            ),
+            (
+                r#"{"rope_scaling": {"type": "dynamic"}}"#,
+                "rope_scaling",
+                "asks for rope_type dynamic, and this program knows default and yarn",
+                "take a model without it",
+            ),
+            (
+                r#"{"rope_parameters": {"rope_type": "yarn", "factor": 4, "mscale": 1}}"#,
+                "mscale",
+                "is not supported",
+                "take a model without it",
+            ),
+            (
+                r#"{"hidden_act": "gelu"}"#,
+                "hidden_act",
+                "is gelu, and this program knows silu",
+                "take a model",
+            ),
+        ];
+        for (changes, field, expected, remedy) in cases {
+            match read(changes) {
+                Err(LoadError::Refused { what, instead, .. }) => {
+                    assert_eq!(what, format!("{field}: {expected}"));
+                    assert!(instead.contains(remedy), "{instead}");
+                }
+                other => panic!("{changes}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_that_no_layer_has_is_no_window() {
+        for changes in [
+            r#"{"use_sliding_window": false, "sliding_window": 32, "max_window_layers": 0}"#,
+            r#"{"use_sliding_window": true, "sliding_window": 32, "max_window_layers": 2}"#,
+            r#"{"use_sliding_window": true, "sliding_window": 32}"#,
+            r#"{"use_sliding_window": true, "sliding_window": null, "max_window_layers": 0}"#,
+            r#"{"use_sliding_window": true, "layer_types": ["full_attention", "full_attention"], "max_window_layers": 0}"#,
+        ] {
+            assert_eq!(read(changes), read("{}"), "{changes}");
+        }
+        let by_default =
+            read(r#"{"use_sliding_window": true, "max_window_layers": 0}"#).unwrap_err().to_string();
+        assert!(by_default.contains("the last 4096 tokens"), "{by_default}");
     }
 
     #[test]
@@ -457,7 +534,7 @@ mod tests {
         ] {
             assert_eq!(read(key, neutral), Ok(default.clone()));
             let expected =
-                format!("FILE: qwen2.rope.scaling.{key}: is not supported: no Qwen2 model uses it");
+                format!("FILE: qwen2.rope.scaling.{key}: is not supported; {}", features::OTHER_ROPE);
             assert_eq!(read(key, 0.5), Err(expected));
         }
     }

@@ -23,13 +23,15 @@ pub enum LoadError {
         /// What is wrong, naming the field.
         what: String,
     },
-    /// The files are of a model that this program does not run: they may be whole all the same.
-    #[error("{}: {what}", file.display())]
-    OtherKind {
+    /// Nothing is wrong with the files, as far as was seen, but this program does not run them, or not as they lie there.
+    #[error("{}: {what}; {instead}", file.display())]
+    Refused {
         /// The file or folder.
         file: PathBuf,
-        /// What it is, and what would be known.
+        /// What is not supported, naming the field, and what would be.
         what: String,
+        /// What to do.
+        instead: String,
     },
     /// A tensor is missing, unknown, or not what the configuration says.
     #[error("{}: tensor {tensor}: {what}", file.display())]
@@ -58,6 +60,11 @@ impl LoadError {
     /// A sentence about `file`.
     pub(crate) fn malformed(file: &Path, what: impl Into<String>) -> Self {
         Self::Malformed { file: file.to_path_buf(), what: what.into() }
+    }
+
+    /// What is not supported of `file`, and what to do.
+    pub(crate) fn refused(file: &Path, what: impl Into<String>, instead: impl Into<String>) -> Self {
+        Self::Refused { file: file.to_path_buf(), what: what.into(), instead: instead.into() }
     }
 
     /// A sentence about one tensor of `file`.

@@ -20,6 +20,11 @@ impl Fields<'_> {
         LoadError::malformed(self.file, format!("{key}: {what}"))
     }
 
+    /// One field asks for what is not supported; what to do `instead`.
+    pub(crate) fn refused(&self, key: &str, what: &str, instead: &str) -> LoadError {
+        LoadError::refused(self.file, format!("{key}: {what}"), instead)
+    }
+
     /// A whole number from 1 to `most` that has to be there.
     pub(crate) fn count(&self, key: &str, most: usize) -> Result<usize, LoadError> {
         match self.optional_count(key, most)? {

@@ -9,6 +9,7 @@ pub mod architectures;
 pub mod catalogue;
 pub mod config;
 pub mod error;
+mod features;
 mod fields;
 pub mod layers;
 pub mod layout;

@@ -195,7 +195,8 @@ fn gguf_metadata_that_lies() {
             let end = behind(file, "general.architecture") + 4 + 8;
             file[end..end + 5].copy_from_slice(b"llama");
         },
-        "FILE: general.architecture: names llama, and this program knows qwen2",
+        "FILE: general.architecture: names llama, and this program knows qwen2; take a model of that kind, such as \
+         Qwen/Qwen2.5-7B-Instruct",
     );
     check_gguf(
         |file| {
@@ -364,7 +365,7 @@ fn a_gguf_file_beside_a_config_is_what_is_opened() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), tiny().0).unwrap();
     let error = Weights::open(folder.path(), LoadFormat::Auto).unwrap_err().to_string();
-    assert!(error.ends_with("and neither model.safetensors (or its index) nor a GGUF file"), "{error}");
+    assert!(error.ends_with("nor a GGUF file; give a folder that holds the weights too"), "{error}");
     let path = folder.path().join("tiny.gguf");
     std::fs::write(&path, gguf()).unwrap();
     let opened = |format| Weights::open(folder.path(), format).map(|weights| weights.path().to_path_buf());
@@ -405,15 +406,15 @@ fn paths_that_hold_no_model() {
         error.replace(folder.path().to_str().unwrap(), "")
     };
     assert_eq!(open("none"), "/none: No such file or directory (os error 2)");
-    assert_eq!(open(""), "/: holds no config.json and no GGUF file");
+    assert_eq!(open(""), "/: holds no config.json and no GGUF file; give a model's folder, or a GGUF file");
     std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
     assert_eq!(
         open("model.safetensors"),
-        "/model.safetensors: is a single file: give the folder that holds config.json and the safetensors files"
+        "/model.safetensors: is a single file; give the folder that holds config.json and the safetensors files"
     );
     std::fs::write(folder.path().join("empty.gguf"), "").unwrap();
     std::fs::write(folder.path().join("other.gguf"), "").unwrap();
-    assert_eq!(open(""), "/: holds several GGUF files: name one of them");
+    assert_eq!(open(""), "/: holds several GGUF files; name one of them");
     std::fs::write(folder.path().join("config.json"), "[]").unwrap();
     assert_eq!(open(""), "/config.json: invalid type: sequence, expected a map at line 1 column 0");
 }

@@ -81,8 +81,8 @@ pub(crate) fn of_gguf(fields: &Fields<'_>) -> Result<(Architecture, &'static str
 }
 
 fn unknown(fields: &Fields<'_>, key: &str, name: &str, known: [&str; KNOWN.len()]) -> LoadError {
-    let what = format!("{key}: names {}, and this program knows {}", printable(name), known.join(", "));
-    LoadError::OtherKind { file: fields.file.to_path_buf(), what }
+    let what = format!("names {}, and this program knows {}", printable(name), known.join(", "));
+    fields.refused(key, &what, "take a model of that kind, such as Qwen/Qwen2.5-7B-Instruct")
 }
 
 /// Every tensor a model needs.

@@ -273,13 +273,15 @@ fn description(path: &Path, format: LoadFormat) -> Result<PathBuf, LoadError> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if metadata.is_file() {
         return match (format, extension) {
-            (LoadFormat::Safetensors, _) | (_, "safetensors") => Err(LoadError::malformed(
+            (LoadFormat::Safetensors, _) | (_, "safetensors") => Err(LoadError::refused(
                 path,
-                "is a single file: give the folder that holds config.json and the safetensors files",
+                "is a single file",
+                "give the folder that holds config.json and the safetensors files",
             )),
-            (LoadFormat::Auto, "json") => Err(LoadError::malformed(
+            (LoadFormat::Auto, "json") => Err(LoadError::refused(
                 path,
-                "describes a model: give the folder that also holds its weights",
+                "describes a model",
+                "give the folder that also holds its weights",
             )),
             _ => Ok(path.to_path_buf()),
         };
@@ -298,13 +300,17 @@ fn description(path: &Path, format: LoadFormat) -> Result<PathBuf, LoadError> {
         .collect();
     match (gguf.pop(), gguf.is_empty(), format) {
         (Some(file), true, LoadFormat::Auto | LoadFormat::Gguf | LoadFormat::Dummy { .. }) => Ok(file),
-        (Some(_), false, _) => Err(LoadError::malformed(path, "holds several GGUF files: name one of them")),
-        _ if has_config => Err(LoadError::OtherKind {
-            file: path.to_path_buf(),
-            what: "holds a config.json, and neither model.safetensors (or its index) nor a GGUF file"
-                .to_owned(),
-        }),
-        _ => Err(LoadError::malformed(path, "holds no config.json and no GGUF file")),
+        (Some(_), false, _) => Err(LoadError::refused(path, "holds several GGUF files", "name one of them")),
+        _ if has_config => Err(LoadError::refused(
+            path,
+            "holds a config.json, and neither model.safetensors (or its index) nor a GGUF file",
+            "give a folder that holds the weights too",
+        )),
+        _ => Err(LoadError::refused(
+            path,
+            "holds no config.json and no GGUF file",
+            "give a model's folder, or a GGUF file",
+        )),
     }
 }
 
@@ -379,9 +385,11 @@ fn open_gguf(path: &Path) -> Result<Weights, LoadError> {
     let vocabulary = GgufVocabulary::take(path, &mut metadata)?;
     let fields = Fields { file: path, values: &metadata.scalars };
     if let Some(2..) = fields.present("split.count").and_then(Value::as_u64) {
-        return Err(
-            fields.error("split.count", "is one part of several: merge them with llama-gguf-split first")
-        );
+        return Err(fields.refused(
+            "split.count",
+            "is one part of several",
+            "merge them with llama-gguf-split --merge",
+        ));
     }
     let Some(embedding) = inventory.get(architectures::GGUF_EMBEDDING) else {
         return Err(LoadError::tensor(path, architectures::GGUF_EMBEDDING, "is missing"));

@@ -69,11 +69,9 @@ fn unusable(model: &str, error: &anyhow::Error) -> Finding {
             told,
             "give a folder or a .gguf file that is there, a catalogue name or a hub id",
         ),
-        (None, Some(LoadError::OtherKind { .. })) => Finding::fail(
-            "model",
-            told,
-            "take a model that `phalanx serve` runs, such as Qwen/Qwen2.5-7B-Instruct",
-        ),
+        (None, Some(LoadError::Refused { file, what, instead })) => {
+            Finding::fail("model", format!("{}: {what}", file.display()), instead.clone())
+        }
         (None, _) if Path::new(model).exists() => {
             Finding::fail("model", told, "copy or fetch the files again")
         }
@@ -105,9 +103,9 @@ fn held_model(model: &HeldModel, opened: Result<Weights, LoadError>) -> Finding 
     let data = json!({"model": name, "path": path.display().to_string(), "bytes": bytes, "missing": missing});
     let again = format!("fetch it again with `phalanx pull {name}`");
     let finding = match (missing.first(), opened) {
-        // The cache is shared with other tools.
-        (_, Err(LoadError::OtherKind { what, .. })) => {
-            Finding::ok("model", format!("{name} is of another kind, and not served: {what}"))
+        // The cache is shared with other tools, which run what this program does not.
+        (_, Err(LoadError::Refused { what, .. })) => {
+            Finding::ok("model", format!("{name} cannot be served, and is let be: {what}"))
         }
         (Some(file), _) => {
             Finding::warn("model", format!("{name} lacks {file} in {}", path.display()), again)
@@ -183,7 +181,42 @@ mod tests {
         std::fs::write(llama, "weights").unwrap();
         for finding in held(cache.path()).0 {
             assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
-            assert!(finding.text.contains("is of another kind"), "{finding:?}");
+            assert!(finding.text.contains("cannot be served, and is let be"), "{finding:?}");
+        }
+    }
+
+    /// What `serve` says of a folder, `doctor` says too; neither sends anybody to fetch the same files once more.
+    #[test]
+    fn what_is_not_supported_is_named_as_serve_names_it() {
+        let sizes = r#""hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "vocab_size": 50, "max_position_embeddings": 128"#;
+        for (asked, field) in [
+            (r#""architectures": ["LlamaForCausalLM"]"#, "architectures: names LlamaForCausalLM"),
+            (
+                r#""use_sliding_window": true, "sliding_window": 32, "max_window_layers": 0"#,
+                "use_sliding_window: layers from 0 on see the last 32 tokens only",
+            ),
+            (r#""rope_scaling": {"rope_type": "llama3"}"#, "rope_scaling: asks for rope_type llama3"),
+            (
+                r#""quantization_config": {"quant_method": "gptq"}"#,
+                "quantization_config: the weights are quantised (gptq)",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = format!(r#"{{"architectures": ["Qwen2ForCausalLM"], {sizes}, {asked}}}"#);
+            std::fs::write(folder.path().join("config.json"), config).unwrap();
+            std::fs::write(folder.path().join("model.safetensors"), "weights").unwrap();
+            let error = Weights::open(folder.path(), LoadFormat::Auto).unwrap_err();
+            let served = anyhow::Error::from(error.clone()).context(files::NoModel);
+            let finding = unusable(&folder.path().display().to_string(), &served);
+            let fix = finding.fix.unwrap();
+            assert_eq!(finding.verdict, Verdict::Fail);
+            assert!(finding.text.contains(field), "{}", finding.text);
+            assert!(
+                !fix.contains("again") && fix.contains("take a model") || fix.contains("take the model"),
+                "{fix}"
+            );
+            assert_eq!(error.to_string(), format!("{}; {fix}", finding.text));
         }
     }
 }
