@@ -44,7 +44,7 @@ def parse():
     parser.add_argument("--skip", type=patterns, default=[], metavar="PARTS", help="patterns")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing that is not expected to fit")
     parser.add_argument("--pace", type=float, default=1, metavar="FACTOR", help="expect so many times the seconds of H200s")
-    parser.add_argument("--resume", action="store_true", help="skip the parts that have a result in the folder")
+    parser.add_argument("--resume", action="store_true", help="skip the parts that have a result in the folder; those that failed come last")
     parser.add_argument("--list", action="store_true", help="name the parts and their seconds, and end")
     return parser, parser.parse_args()
 
@@ -104,7 +104,7 @@ class Run:
         result = dict(part=part.name, kind=part.kind, state="failed", about=part.about, server=list(part.server),
                       started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"), commands=part.commands)
         try:
-            execute.execute(part, limit, self.machine.folder, self.machine.visible())
+            execute.execute(part, limit, self.machine.folder, self.machine.environment())
             result["state"] = "ok"
         except (execute.PartFailed, OSError) as error:
             result["reason"] = str(error)
@@ -139,7 +139,7 @@ def main():
         parser.error(f"--folder {options.folder} has results: give --resume, or another folder")
     # So that whatever runs is ended, too, and what was found out is written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run = Run(machine, wanted, results, options)
+    run = Run(machine, results.failed_last(wanted), results, options)
     failed = run.all()
     print(f"{machine.folder / 'report.md'} has the tables" + f"; failed: {', '.join(failed)}" * bool(failed))
     return 1 if failed else 0

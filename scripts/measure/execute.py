@@ -65,14 +65,11 @@ def run(command, until, out, environment):
         try:
             code = process.wait(max(1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise PartFailed(f"{pathlib.Path(command[0]).name} was ended: its time was over; {last_line(err)}") from None
+            raise PartFailed(f"{pathlib.Path(command[0]).name} was ended, its time was over: {said(out, err)}") from None
         finally:
             end(process)
     if code != 0:
-        # What went wrong is an error's last line, or the verdict below a table.
-        said = last_line(err)
-        reason = said if "error" in said.lower() else last_line(out)
-        raise PartFailed(f"{pathlib.Path(command[0]).name} ended with {code}: {reason}")
+        raise PartFailed(f"{pathlib.Path(command[0]).name} ended with {code}: {said(out, err)}")
 
 
 def end(process):
@@ -89,6 +86,12 @@ def end(process):
             continue
 
 
+def said(out, err):
+    """What tells best how a program ended: the last line of its errors, the verdict below a table, how far it came."""
+    errors, output = last_line(err), last_line(out)
+    return errors if "error" in errors.lower() else output or errors or "it said nothing"
+
+
 def last_line(file):
     lines = file.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip()[-300:] if lines else "it said nothing"
+    return lines[-1].strip()[-300:] if lines else ""

@@ -77,9 +77,10 @@ class Machine:
             names.append("tp3")
         return names if 1 < count else ["tp1"]
 
-    def visible(self):
-        """The environment of every program: the first `count` GPUs, nothing more."""
-        return {} if self.on_cpu else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(self.count)))}
+    def environment(self):
+        """What every program finds in its environment: the first `count` GPUs, and that it tells what it does at once."""
+        gpus = {} if self.on_cpu else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(self.count)))}
+        return gpus | {"PYTHONUNBUFFERED": "1"}
 
 
 def layout_flags(layout):

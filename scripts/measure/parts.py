@@ -30,8 +30,8 @@ def all_parts(machine):
     layouts = machine.layouts()
     widest, replicas = layouts[0], f"dp{machine.count}"
     of_each = lambda make, dtype, names=layouts: [make(machine, layout, dtype) for layout in names]
-    parts = [doctor(machine), kernels(machine), parity(machine), layouts_of(machine, "bf16"),
-             *of_each(matrix, "bf16"), plan(machine), crowd(machine, widest)]
+    parts = [doctor(machine), plan(machine), kernels(machine), parity(machine), layouts_of(machine, "bf16"),
+             *of_each(matrix, "bf16"), crowd(machine, widest)]
     if 1 < machine.count:
         parts.append(crowd(machine, replicas))
         if not machine.on_cpu:
@@ -63,15 +63,15 @@ def kernels(machine):
     return Part("kernels", "kernels", 40, {"text": [machine.binary, "doctor", "--kernels"]})
 
 
-def parity_command(machine, seconds):
-    """Its models are gigabytes and lie where temporary files do; its servers' logs stay."""
+def parity_command(machine):
+    """Its models are gigabytes and lie where temporary files do; its servers' logs stay. The part's limit ends it."""
     return [machine.python, str(ROOT / "scripts/parity"), "--binary", machine.binary, "--device",
-            "cpu" if machine.on_cpu else "gpu", "--limit", str(seconds), "--logs", str(machine.folder / "parity-logs")]
+            "cpu" if machine.on_cpu else "gpu", "--limit", "3600", "--logs", str(machine.folder / "parity-logs")]
 
 
 def parity(machine):
     """One model in each layout of all devices. Its table of servers knows those of up to four."""
-    command = parity_command(machine, 120)
+    command = parity_command(machine)
     for layout in machine.layouts():
         named = layout if "pp" not in layout or "tp" not in layout else "pp{}xtp2".format(layout.split("pp")[1])
         for dtype in DTYPES:
@@ -80,7 +80,7 @@ def parity(machine):
 
 
 def parity_table(machine):
-    return Part("parity-table", "parity", 150, {"text": parity_command(machine, 300)})
+    return Part("parity-table", "parity", 150, {"text": parity_command(machine)})
 
 
 def layouts_of(machine, dtype):

@@ -52,3 +52,7 @@ class Results:
     def is_done(self, part):
         """Whether it has a result; one that failed has none."""
         return self.known.get(part.name, {}).get("state") == "ok"
+
+    def failed_last(self, parts):
+        """The same parts: those that failed before must not take the time of those that never ran."""
+        return sorted(parts, key=lambda part: part.name in self.known and not self.is_done(part))

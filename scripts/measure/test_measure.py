@@ -81,6 +81,9 @@ class Schedule(unittest.TestCase):
             again = schedule.Results(file)
             done = [again.is_done(part(name)) for name in "abc"]
             self.assertEqual(done, [True, True, False])
+            again.add(dict(part="e", state="failed"))
+            order = [each.name for each in again.failed_last([part(name) for name in "ebca"])]
+            self.assertEqual(order, ["b", "c", "a", "e"])
             again.add(dict(part="d", state="ok"))
             self.assertTrue(schedule.Results(file).is_done(part("d")), "a torn line swallows no other")
 

@@ -1,8 +1,9 @@
 //! Measures an engine from the outside: requests in, tokens out, a clock beside them.
 //!
 //! A [`Load`] is submitted and observed, a [`Figure`] is the median of several such runs with their spread and beside it
-//! what the devices' limits would allow ([`Roofline`]), and a [`Report`] prints figures as a table or as JSON. Prompts are
-//! random tokens, new for each run, so that the prefix cache cannot help.
+//! what the devices' limits would allow ([`Roofline`]), and a [`Report`] prints figures as a table or as JSON. A
+//! [`LayoutTable`] puts layouts of one machine beside each other and beside what was predicted of them. Prompts are random
+//! tokens, new for each run, so that the prefix cache cannot help.
 
 #![forbid(unsafe_code)]
 
