@@ -24,6 +24,7 @@ struct Shared {
     static constexpr int kQueryBytes = kManyRows * kRowBytes;
     static constexpr int kTileBytes = kKeys * kRowBytes;
     static constexpr int kBytes = kQueryBytes + 4 * kTileBytes;
+    static_assert(kBytes + kMostDeclared <= kMostShared);
 
     // 16-byte chunk `chunk` of row `row`: eight rows' equal chunks lie in different banks.
     static __device__ __forceinline__ uint32_t at(int row, int chunk) {

@@ -28,6 +28,7 @@ struct Shared {
     static constexpr int kBarriers = (1 + 2 * kStages) * kTileBytes;
     // A block's memory begins at 16 bytes; tiles at 1024.
     static constexpr int kBytes = kBarriers + 4 * kStages * 8 + 1024;
+    static_assert(kBytes + kMostDeclared <= 227 * 1024);
 
     uint32_t start;
 
@@ -335,6 +336,9 @@ __global__ void __launch_bounds__(kThreads, 1) attention_hopper(const AttentionP
         take_registers<232>();
         consume<T, kHeadDim>(p, item, kv_head, shared, tiles);
     }
+#else
+    // Never launched: see code.cu. Nothing that was not computed may be taken for a result.
+    __trap();
 #endif
 }
 
@@ -358,7 +362,7 @@ cudaError_t pick(const AttentionParams& p, const Launch& where) {
 
 } // namespace
 
-// For items of more than 16 rows, on devices of compute capability 9.0.
+// For items of more than 16 rows, where code of sm_90a runs.
 extern "C" cudaError_t launch_attention_hopper(AttentionParams params, Element element, Launch where) {
     switch (element) {
     case Element::BF16: return pick<bf16>(params, where);

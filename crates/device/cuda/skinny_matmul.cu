@@ -37,8 +37,9 @@ constexpr uint32_t kPair = 64;
 constexpr uint32_t kStages = 4;
 constexpr uint32_t kThreads = kWarps * 32;
 constexpr uint32_t kStageBytes = 4 * kThreads * 16;
-// More than a third of a multiprocessor's shared memory, and what every device of sm_80 and up gives a block.
+// More than a third of a multiprocessor's shared memory on any device.
 constexpr size_t kHalf = 97 * 1024;
+static_assert(kHalf <= kMostShared);
 
 using Partial = float[kWarps][kTileTokens][kTileRows + 1];
 static_assert(sizeof(Partial) <= kStages * kStageBytes);

@@ -4,6 +4,7 @@
 //! delegates to a [`Backend`]. Operations never allocate and never fail; a fault is sticky and comes out of
 //! [`Device::collect`] at the end of a step. The CPU back end is the reference for every operation.
 
+pub mod architecture;
 pub mod backend;
 pub mod batch;
 pub mod collective;

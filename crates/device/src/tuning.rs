@@ -29,7 +29,7 @@ pub enum Choice {
 /// Products with these in common share a choice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The GPU's and the library's kind: `NVIDIA H200, 132 multiprocessors, cuBLASLt 130002`.
+    /// The GPU's, its kernels' and the library's kind: `NVIDIA H200, 132 multiprocessors, sm_90a, cuBLASLt 130002`.
     pub machine: Arc<str>,
     /// Of weight and input: BF16 or F16.
     pub dtype: DType,
@@ -281,7 +281,7 @@ mod tests {
 
     fn key(tokens: usize) -> Key {
         Key {
-            machine: "NVIDIA H200, 132 multiprocessors, cuBLASLt 130002".into(),
+            machine: "NVIDIA H200, 132 multiprocessors, sm_90a, cuBLASLt 130002".into(),
             dtype: DType::BF16,
             tokens,
             rows: 4608,

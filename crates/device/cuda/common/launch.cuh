@@ -1,7 +1,8 @@
 // Launches that may overlap the tail of the kernel before (programmatic dependent launch, sm_90 and up).
 //
 // The rule that makes it safe: every kernel calls `wait_for_previous` before it touches anything another kernel
-// reads or writes. Only constant weights may be read before it.
+// reads or writes. Only constant weights may be read before it. Code of less than sm_90 does not wait, whatever GPU it
+// runs on, and must not be launched so: a library's kernel before it lets the next one start early, too.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,12 +12,18 @@
 // Where and how to launch; the Rust twin is `kernels::Launch`.
 struct Launch {
     cudaStream_t stream;
-    // Not 0: the device can start a kernel while the one before drains.
+    // Not 0: a kernel may start while the one before drains. Only where code of sm_90 or more runs; see code.cu.
     uint32_t overlaps;
     // Streaming multiprocessors, for grids that are sized to the device.
     uint32_t multiprocessors;
 };
 static_assert(sizeof(Launch) == 16);
+
+// Shared memory that a block may have on every GPU from sm_80 on, what it declares and what it is launched with together:
+// 99 KB on sm_86, sm_89 and sm_120, 163 on sm_80, 227 on sm_90 and sm_100.
+constexpr size_t kMostShared = 99 * 1024;
+// What kernels that are launched with some may declare beside it.
+constexpr size_t kMostDeclared = 1024;
 
 // Returns when every kernel before this one in the stream is done and its writes are visible.
 __device__ __forceinline__ void wait_for_previous() {

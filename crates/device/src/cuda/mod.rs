@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod card;
+pub mod code;
 mod cublaslt;
 mod graphs;
 pub mod group;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use crate::DeviceError;
 use crate::backend::{Backend, Heads, KvLayer};
 use crate::batch::{BatchLayout, DevicePlan, Plan};
+use crate::cuda::code::Code;
 use crate::cuda::cublaslt::Shape;
 use crate::cuda::items::ITEM_WORDS;
 use crate::cuda::kernels::{AttentionParams, Element, Launch};
@@ -36,7 +38,7 @@ use crate::cuda::kernels::{
 };
 use crate::cuda::load::Loaders;
 use crate::cuda::matmul::{Matmul, Product};
-use crate::cuda::runtime::Stream;
+use crate::cuda::runtime::{DeviceFacts, Stream};
 use crate::cuda::sampler::Sampler;
 use crate::cuda::steps::{Offsets, Steps};
 use crate::dtype::DType;
@@ -74,9 +76,9 @@ pub struct Cuda {
     description: String,
     element: Element,
     multiprocessors: usize,
-    /// Kernels may start while the one before drains (sm_90 and up).
+    /// Kernels may start while the one before drains (code of sm_90 and up).
     overlaps: Cell<bool>,
-    /// There is wgmma (sm_90a, no other): long queries have a kernel of their own.
+    /// Code of sm_90a runs here, no other: long queries have a kernel of their own.
     hopper: bool,
     matmul: Matmul,
     steps: RefCell<Steps>,
@@ -113,7 +115,7 @@ impl Cuda {
     /// Opens GPU `ordinal`, to compute in `dtype` ([`DType::BF16`] or [`DType::F16`]).
     ///
     /// # Errors
-    /// There is no driver or no such GPU, it is older than sm_80, or it has no memory left.
+    /// There is no driver or no such GPU, this binary's kernels are not for it, or it has no memory left.
     pub fn new(ordinal: usize, dtype: DType) -> Result<Self, DeviceError> {
         Self::with_libraries(ordinal, dtype, &[])
     }
@@ -149,26 +151,19 @@ impl Cuda {
         }
         runtime::use_device(ordinal)?;
         let facts = runtime::facts(ordinal)?;
-        if facts.capability_major < 8 {
-            return Err(DeviceError(format!(
-                "GPU {ordinal} ({}) has compute capability {}.{}: 8.0 (Ampere) or newer is needed",
-                facts.name(),
-                facts.capability_major,
-                facts.capability_minor
-            )));
-        }
+        let code = Code::of(ordinal)?;
         let multiprocessors = facts.multiprocessors as usize;
         let stream = Arc::new(Stream::new()?);
-        let kind = format!("{}, {multiprocessors} multiprocessors", facts.name());
+        let kind = format!("{}, {multiprocessors} multiprocessors, {}", facts.name(), code.describe());
         let matmul = Matmul::new(ordinal, &kind, element, folders, tunings)?;
-        let description = describe(ordinal, &facts, element, &matmul);
+        let description = describe(ordinal, &facts, code, element, &matmul);
         let cuda = Self {
             ordinal,
             description,
             element,
             multiprocessors,
-            overlaps: Cell::new(9 <= facts.capability_major),
-            hopper: facts.capability_major == 9,
+            overlaps: Cell::new(code.overlaps()),
+            hopper: code.has_warpgroups(),
             matmul,
             steps: RefCell::new(Steps::new(ordinal, multiprocessors)?),
             sampler: RefCell::new(Sampler::new(ordinal)?),
@@ -228,12 +223,13 @@ impl Cuda {
     }
 }
 
-fn describe(ordinal: usize, facts: &runtime::DeviceFacts, element: Element, matmul: &Matmul) -> String {
+fn describe(ordinal: usize, facts: &DeviceFacts, code: Code, element: Element, matmul: &Matmul) -> String {
     format!(
-        "GPU {ordinal}: {}, sm_{}{}, {} multiprocessors, {:.1} GiB, driver {}.{}, {:?}, {}",
+        "GPU {ordinal}: {}, sm_{}{} with kernels of {}, {} multiprocessors, {:.1} GiB, driver {}.{}, {:?}, {}",
         facts.name(),
         facts.capability_major,
         facts.capability_minor,
+        code.describe(),
         facts.multiprocessors,
         facts.total_bytes as f64 / f64::from(1 << 30),
         facts.driver_version / 1000,

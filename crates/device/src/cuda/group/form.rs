@@ -6,6 +6,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use crate::DeviceError;
+use crate::cuda::code::Code;
 use crate::cuda::group::kernels::MAX_RANKS;
 use crate::cuda::group::links::LinkReport;
 use crate::cuda::group::mail::{Route, Shared, Traffic};
@@ -245,7 +246,7 @@ fn prepare(shared: &Arc<Shared>, rank: usize) -> Result<(Group, crate::tensor::A
     stream.synchronize()?;
     let launch = Launch {
         stream: stream.handle(),
-        overlaps: u32::from(9 <= facts.capability_major),
+        overlaps: u32::from(Code::of(ordinal)?.overlaps()),
         multiprocessors: facts.multiprocessors,
     };
     Ok((Group::new(Arc::clone(shared), rank, launch, stream), memory))

@@ -1,6 +1,7 @@
 //! Shows with data whether two GPUs reach each other's memory, and how fast.
 
 use crate::DeviceError;
+use crate::cuda::code::Code;
 use crate::cuda::group::kernels::{self, PatternParams};
 use crate::cuda::kernels::Launch;
 use crate::cuda::runtime::{self, Event, Pinned, Stream};
@@ -49,6 +50,8 @@ struct End {
 
 impl End {
     fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        // Links are tried before anything else runs: a GPU that has no code at all shall say so.
+        Code::of(ordinal)?;
         let memory = runtime::allocate(ordinal, BYTES)?;
         let multiprocessors = runtime::facts(ordinal)?.multiprocessors;
         let stream = Stream::new()?;
