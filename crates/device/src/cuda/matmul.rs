@@ -13,7 +13,7 @@ use crate::cuda::runtime::{self, Event, Stream};
 use crate::tensor::Allocation;
 use crate::tuning::{Advice, Choice, Key, Tunings};
 
-/// cuBLASLt's recommendation for sm_90; also what is written between timings to empty the cache.
+/// cuBLASLt's recommendation for sm_90.
 const WORKSPACE_BYTES: usize = 64 << 20;
 /// Rows of the widest bias.
 const MAX_BIAS_ROWS: usize = 1 << 18;
@@ -74,6 +74,7 @@ pub(crate) struct Matmul {
     tunings: Arc<Tunings>,
     machine: Arc<str>,
     library: Result<CublasLt, DeviceError>,
+    /// The library's; also what is written between timings, so that no weight is left in the level-2 cache.
     workspace: Allocation,
     /// The bias in the compute type, as cuBLASLt wants it.
     bias: Allocation,
@@ -83,10 +84,11 @@ pub(crate) struct Matmul {
 }
 
 impl Matmul {
-    /// For this thread's device, a `kind` of GPU; without cuBLASLt everything goes through our own kernel.
+    /// For this thread's device, a `kind` of GPU with a level-2 cache of `cache_bytes`; without cuBLASLt everything goes
+    /// through our own kernel.
     pub(crate) fn new(
         ordinal: usize,
-        kind: &str,
+        (kind, cache_bytes): (&str, usize),
         element: Element,
         folders: &[PathBuf],
         tunings: Arc<Tunings>,
@@ -101,7 +103,7 @@ impl Matmul {
             tunings,
             machine: format!("{kind}, cuBLASLt {version}").into(),
             library,
-            workspace: runtime::allocate(ordinal, WORKSPACE_BYTES)?,
+            workspace: runtime::allocate(ordinal, WORKSPACE_BYTES.max(cache_bytes))?,
             bias: runtime::allocate(ordinal, MAX_BIAS_ROWS * 4)?,
             start: Event::new(true)?,
             end: Event::new(true)?,
@@ -286,7 +288,7 @@ impl Matmul {
     fn time(&self, at: &Place<'_>, candidate: Choice) -> Result<f32, DeviceError> {
         let mut least = f32::INFINITY;
         for _ in 0..3 {
-            at.stream.fill(self.workspace.address(), 0, WORKSPACE_BYTES)?;
+            at.stream.fill(self.workspace.address(), 0, self.workspace.bytes())?;
             self.start.record(at.stream)?;
             let started = self.start(at, candidate);
             self.end.record(at.stream)?;

@@ -155,7 +155,7 @@ impl Cuda {
         let multiprocessors = facts.multiprocessors as usize;
         let stream = Arc::new(Stream::new()?);
         let kind = format!("{}, {multiprocessors} multiprocessors, {}", facts.name(), code.describe());
-        let matmul = Matmul::new(ordinal, &kind, element, folders, tunings)?;
+        let matmul = Matmul::new(ordinal, (&kind, facts.l2_bytes as usize), element, folders, tunings)?;
         let description = describe(ordinal, &facts, code, element, &matmul);
         let cuda = Self {
             ordinal,
