@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phalanx_model::layout::cards::{Card, parse_gpus};
 
+use crate::cards::VERSION;
 use crate::launch::{GPU_BLOCK_SIZE, GPU_SHARE};
 use crate::parse::{
     parse_block_size, parse_bytes, parse_count, parse_devices, parse_log, parse_seconds, parse_share,
@@ -17,7 +18,7 @@ pub(crate) use bench::{BenchArgs, BenchKind};
 
 /// Serves Qwen2.5 and its family on all the GPUs, or the CPU, of this machine.
 #[derive(Debug, Parser)]
-#[command(name = "phalanx", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "phalanx", version, long_version = VERSION, propagate_version = true, max_term_width = 110)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]

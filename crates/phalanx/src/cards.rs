@@ -13,7 +13,7 @@ use phalanx_device::cuda::group::pairs::Pair;
 use phalanx_device::cuda::group::table::{Algorithm, SumTiming};
 use phalanx_device::cuda::nvml::Nvml;
 use phalanx_device::cuda::parity::{self, Planted, Report};
-use phalanx_device::cuda::{Cuda, card, device_count, group, libraries, links, speed};
+use phalanx_device::cuda::{Cuda, card, code, device_count, group, libraries, links, speed};
 use phalanx_device::facts::{GpuFacts, Holder};
 use phalanx_device::{Backend, DType, DeviceError};
 use phalanx_model::layout::cards::Hardware;
@@ -26,6 +26,9 @@ use crate::doctor::sums::{Sum, Sums};
 use crate::layout::auto::{Gpu, Probed};
 use crate::no_room::CardRoom;
 
+/// What `phalanx --version` says: the kernels, too.
+pub(crate) const VERSION: &str = code::VERSION;
+
 /// Ranks of the groups that are tried.
 const MOST_RANKS: usize = 8;
 const GROUP_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,6 +39,7 @@ pub(crate) fn survey(folders: &[PathBuf]) -> Option<Survey> {
     let nvml = Nvml::open().map_err(|error| error.to_string());
     let ordinals: Vec<usize> = (0..usable.clone().unwrap_or(0)).collect();
     Some(Survey {
+        built: code::built(),
         driver: nvml.as_ref().map(Nvml::driver).map_err(Clone::clone),
         gpus: nvml.and_then(|nvml| nvml.gpus().map_err(|error| error.to_string())),
         libraries: libraries::found(folders),

@@ -12,6 +12,9 @@ use crate::doctor::kernels::Checked;
 use crate::layout::auto::{Gpu, Probed};
 use crate::no_room::CardRoom;
 
+/// What `phalanx --version` says.
+pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nbuilt without GPUs");
+
 const WITHOUT: &str = "this binary was built without GPUs: build it with `cargo build --release --features cuda` where nvcc is found";
 
 /// None: nobody could look.

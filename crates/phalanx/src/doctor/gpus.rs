@@ -1,5 +1,6 @@
 //! What `doctor` says of GPUs, their driver, libraries and links: from plain data, so that every line can be tested.
 
+use phalanx_device::architecture::{self, Architecture};
 use phalanx_device::facts::{DriverFacts, GpuFacts, Holder, Known, LibraryFacts, LinkFacts};
 use serde_json::{Value, json};
 
@@ -7,8 +8,6 @@ use super::finding::Finding;
 use super::sums::{self, Sums};
 use crate::plan::gib;
 
-/// GPUs older than this have no kernels.
-const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 /// A card of which others hold more than this share is worth a word.
 const OTHERS_SHARE: f64 = 0.05;
 /// What the driver keeps in use on an idle card is nobody's.
@@ -16,6 +15,8 @@ const IDLE_BYTES: u64 = 1 << 30;
 
 /// Everything about GPUs, as far as it could be learned.
 pub(crate) struct Survey {
+    /// What this binary's kernels were built for.
+    pub(crate) built: Vec<Architecture>,
     /// GPUs that this binary can use, or why it can use none.
     pub(crate) usable: Known<usize>,
     /// What the driver's own library tells; an error when it is not there.
@@ -45,15 +46,32 @@ pub(crate) fn findings(cards: usize, survey: Option<&Survey>) -> Vec<Finding> {
             ),
         }];
     };
-    let mut findings = vec![driver(cards, survey)];
+    let mut findings = vec![kernels(&survey.built), driver(cards, survey)];
     if survey.usable.is_ok() || survey.gpus.is_ok() {
         let gpus = survey.gpus.as_deref().unwrap_or_default();
-        findings.extend(gpus.iter().flat_map(gpu));
+        findings.extend(gpus.iter().flat_map(|card| gpu(card, &survey.built)));
         findings.extend(survey.libraries.iter().map(library));
         findings.extend(links(&survey.links));
         findings.extend(sums::findings(&survey.sums));
     }
     findings
+}
+
+/// What the kernels were built for.
+fn kernels(built: &[Architecture]) -> Finding {
+    let names: Vec<String> = built.iter().map(ToString::to_string).collect();
+    Finding::ok("kernels", format!("built for {}", architecture::names(built)))
+        .with(json!({"built_for": names}))
+}
+
+/// Whether this binary's kernels run on a GPU, and with all that it has.
+fn served(topic: &str, built: &[Architecture], capability: (u32, u32)) -> Option<Finding> {
+    let fix = architecture::remedy(capability);
+    let Some(serving) = Architecture::serving(built, capability) else {
+        return Some(Finding::fail(topic, architecture::unserved(built, capability), fix));
+    };
+    let lacks = serving.lacks(capability)?;
+    Some(Finding::warn(topic, format!("it runs kernels of {serving}, not of its own: {lacks}"), fix))
 }
 
 fn driver(cards: usize, survey: &Survey) -> Finding {
@@ -94,19 +112,11 @@ fn driver(cards: usize, survey: &Survey) -> Finding {
 }
 
 /// A GPU's own line, and one for each thing that is wrong with it.
-fn gpu(gpu: &GpuFacts) -> Vec<Finding> {
+fn gpu(gpu: &GpuFacts, built: &[Architecture]) -> Vec<Finding> {
     let topic = format!("gpu {}", gpu.index);
     let mut findings = vec![Finding::ok(topic.as_str(), describe(gpu)).with(as_json(gpu))];
     let mut add = |finding: Option<Finding>| findings.extend(finding);
-    add(gpu.capability.as_ref().ok().filter(|capability| **capability < LEAST_CAPABILITY).map(
-        |(major, minor)| {
-            Finding::fail(
-                topic.as_str(),
-                format!("compute capability {major}.{minor}: 8.0 (Ampere) or newer is needed"),
-                "hide it from this program with CUDA_VISIBLE_DEVICES",
-            )
-        },
-    ));
+    add(gpu.capability.as_ref().ok().and_then(|capability| served(&topic, built, *capability)));
     add(others(&topic, gpu));
     add(gpu
         .slowed_by
@@ -350,8 +360,13 @@ pub(crate) mod tests {
         }
     }
 
+    fn built() -> Vec<Architecture> {
+        Architecture::parse_list("80,90a").unwrap()
+    }
+
     fn survey(gpus: Vec<GpuFacts>) -> Survey {
         Survey {
+            built: built(),
             usable: Ok(gpus.len()),
             driver: Ok(DriverFacts { version: Ok("580.95.05".to_owned()), cuda: Ok((13, 0)) }),
             gpus: Ok(gpus),
@@ -371,11 +386,11 @@ pub(crate) mod tests {
         let findings = findings(2, Some(&survey(vec![well(0), well(1)])));
         assert_eq!(worst(&findings), Verdict::Ok, "{findings:#?}");
         assert!(
-            findings[1]
+            findings[2]
                 .text
                 .starts_with("NVIDIA H200 (sm_90), 140.0 GiB, 139.0 GiB free, 31 °C, 76 of 700 W")
         );
-        assert_eq!(findings[1].data["memory_clock_hertz"]["absent"], "this GPU does not tell");
+        assert_eq!(findings[2].data["memory_clock_hertz"]["absent"], "this GPU does not tell");
         assert_eq!(findings.last().unwrap().text, "GPU 0 to 1 380 GB/s, 9.5 us a small copy");
     }
 
@@ -386,8 +401,13 @@ pub(crate) mod tests {
         let narrow = PcieFacts { generation: 4, width: 8, max_generation: 4, max_width: 16 };
         let mut links = well(0).nvlinks;
         links[3].active = false;
-        let cases: [(GpuFacts, Verdict, &str); 8] = [
+        let cases: [(GpuFacts, Verdict, &str); 9] = [
             (GpuFacts { capability: Ok((7, 5)), ..well(0) }, Verdict::Fail, "7.5"),
+            (
+                GpuFacts { capability: Ok((12, 0)), ..well(0) },
+                Verdict::Fail,
+                "12.0, and this binary's kernels are",
+            ),
             (
                 GpuFacts { memory: Ok(held), holders: Ok(vec![holder]), ..well(0) },
                 Verdict::Warn,
@@ -405,13 +425,17 @@ pub(crate) mod tests {
             (GpuFacts { nvlinks: links, ..well(0) }, Verdict::Warn, "1 of 18 NVLinks"),
         ];
         for (card, verdict, text) in cases {
-            let findings = gpu(&card);
+            let findings = gpu(&card, &built());
             assert_eq!((findings.len(), findings[1].verdict), (2, verdict), "{findings:#?}");
             assert!(findings[1].text.contains(text), "{findings:#?}");
             assert!(findings[1].fix.is_some());
         }
         // A card at its power limit works as hard as it may.
-        assert_eq!(gpu(&GpuFacts { slowed_by: Ok(vec!["power limit"]), ..well(0) }).len(), 1);
+        assert_eq!(gpu(&GpuFacts { slowed_by: Ok(vec!["power limit"]), ..well(0) }, &built()).len(), 1);
+        // Kernels that run, but are older than the card.
+        let older = gpu(&well(0), &Architecture::parse_list("80-ptx").unwrap());
+        assert_eq!((older.len(), older[1].verdict), (2, Verdict::Warn));
+        assert!(older[1].text.contains("kernels of compute_80"), "{older:#?}");
     }
 
     #[test]
@@ -420,6 +444,7 @@ pub(crate) mod tests {
             Err("not found".to_owned())
         }
         let without = |usable: Known<usize>, driver| Survey {
+            built: built(),
             usable,
             driver,
             gpus: absent(),
@@ -444,8 +469,9 @@ pub(crate) mod tests {
         ];
         for (cards, survey, verdict, text) in cases {
             let findings = findings(cards, survey.as_ref());
-            assert_eq!(findings[0].verdict, verdict, "{findings:#?}");
-            assert!(findings[0].text.contains(text), "{findings:#?}");
+            let finding = findings.iter().find(|finding| finding.topic != "kernels").unwrap();
+            assert_eq!(finding.verdict, verdict, "{findings:#?}");
+            assert!(finding.text.contains(text), "{findings:#?}");
         }
     }
 
