@@ -66,6 +66,7 @@ fn group(
         all_reduce: if says("host") { AllReduce::Host } else { AllReduce::Auto },
         folders,
         compare: says("nccl"),
+        floor: None,
     };
     let each: Vec<usize> = (0..count).collect();
     let twice: Vec<usize> = (0..count).flat_map(|gpu| [gpu, gpu]).collect();

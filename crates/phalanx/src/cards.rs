@@ -124,7 +124,13 @@ pub(crate) fn probe(ordinals: &[usize], asked: AllReduceArg, folders: &[PathBuf]
 /// How these GPUs add up through the host's memory, whether or not they reach each other's.
 fn by_host(ordinals: &[usize], folders: &[PathBuf]) -> Result<LinkReport, DeviceError> {
     let folders = folders.to_vec();
-    let options = Options { deadline: GROUP_DEADLINE, all_reduce: AllReduce::Host, folders, compare: false };
+    let options = Options {
+        deadline: GROUP_DEADLINE,
+        all_reduce: AllReduce::Host,
+        folders,
+        compare: false,
+        floor: None,
+    };
     Ok(form(ordinals, Traffic::Sums, &options)?.links)
 }
 
@@ -185,6 +191,7 @@ pub(crate) fn check(dtypes: &[DType], planted: bool, folders: &[PathBuf]) -> Res
         all_reduce: AllReduce::Auto,
         folders: folders.to_vec(),
         compare: false,
+        floor: None,
     };
     let each: Vec<usize> = (0..count.min(MOST_RANKS)).collect();
     // More ranks than GPUs: slower, but as right.

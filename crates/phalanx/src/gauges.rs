@@ -1,8 +1,9 @@
 //! GPUs in `/metrics`: what NVML tells of each card that this server may use, under names of the house.
 
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use phalanx_device::Growth;
 use phalanx_device::facts::{GpuFacts, Known, Traffic};
 use phalanx_server::FamilyKind::{Counter, Gauge};
 use phalanx_server::{Families, Family, FamilyKind, Series};
@@ -23,6 +24,35 @@ pub(crate) fn watch(launched: &Launched) -> Option<Families> {
     }
     let read = cards::watch()?;
     Some(kept(move || families(&read())))
+}
+
+/// What ranks on GPUs have allocated since the server was ready, where there are any: nothing, if all was sized well.
+pub(crate) fn grown(launched: &Launched) -> Option<Families> {
+    let growth = launched.growth.clone();
+    (!growth.is_empty()).then(|| -> Families { Box::new(move || grown_families(&growth)) })
+}
+
+fn grown_families(growth: &[(usize, Arc<Growth>)]) -> Vec<Family> {
+    let family = |name, help, figure: fn(&Growth) -> u64| {
+        // Ranks that share a GPU are one series.
+        let mut series: Vec<Series> = Vec::new();
+        for (ordinal, growth) in growth {
+            let (labels, value) = (vec![("gpu", ordinal.to_string())], figure(growth) as f64);
+            match series.iter_mut().find(|of| of.labels == labels) {
+                Some(of) => of.value += value,
+                None => series.push(Series { labels, value }),
+            }
+        }
+        Family { name, help, kind: Counter, series }
+    };
+    vec![
+        family(
+            "phalanx:gpu_late_allocations_total",
+            "Allocations since the server was ready; --log debug tells what for.",
+            Growth::allocations,
+        ),
+        family("phalanx:gpu_late_allocated_bytes_total", "Their bytes.", Growth::bytes),
+    ]
 }
 
 /// What was read last, read anew when it is old. While one scrape reads, the others are given what there is: a driver
@@ -201,6 +231,15 @@ mod tests {
             assert_eq!(of(absent), None);
         }
         assert!(super::families(&[]).is_empty());
+    }
+
+    #[test]
+    fn ranks_that_share_a_gpu_are_counted_together() {
+        let ranks = [0, 1, 0].map(|ordinal| (ordinal, Arc::new(Growth::default())));
+        let families = super::grown_families(&ranks);
+        let labels = |gpu: &str| vec![("gpu", gpu.to_owned())];
+        let none = |gpu| Series { labels: labels(gpu), value: 0.0 };
+        assert_eq!(families[0].series, [none("0"), none("1")]);
     }
 
     #[test]

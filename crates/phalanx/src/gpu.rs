@@ -9,7 +9,7 @@ use phalanx_device::cuda::group::Seat;
 use phalanx_device::cuda::group::form::{AllReduce, Options, form};
 use phalanx_device::cuda::group::mail::Traffic;
 use phalanx_device::cuda::{Cuda, device_count, memory};
-use phalanx_device::{Backend, Collective, DType, Device, Tunings};
+use phalanx_device::{Backend, Collective, DType, Device, Growth, Tunings};
 use phalanx_model::Place;
 use phalanx_worker::Mesh;
 
@@ -47,6 +47,8 @@ pub(crate) struct Gpus {
     /// The same way: the rank's GPU, opened, until it takes it.
     opened: Mutex<Vec<Option<Cuda>>>,
     tunings: Arc<Tunings>,
+    /// The same way: what the rank allocates while it serves.
+    growth: Vec<Arc<Growth>>,
     /// Bytes in use on each GPU, whoever holds them, before weights were loaded.
     used_before: Vec<usize>,
 }
@@ -69,6 +71,7 @@ impl Gpus {
         let folders = args.libraries.folders();
         let tunings = Arc::new(Tunings::remembered(&measurements.join("matmul.txt")));
         let opened = open(&ordinals, dtype, &folders, &tunings)?;
+        let growth = opened.iter().flatten().map(Cuda::growth).collect();
         let options = Options {
             deadline: mesh.deadline,
             all_reduce: match args.all_reduce {
@@ -79,6 +82,7 @@ impl Gpus {
             },
             folders,
             compare: false,
+            floor: is_crowded(&ordinals).then(Arc::default),
         };
         let mut seats: Vec<(Option<Seat>, Option<Seat>)> = ordinals.iter().map(|_| (None, None)).collect();
         for first in (0..replicas).map(|replica| replica * ranks) {
@@ -101,12 +105,17 @@ impl Gpus {
         }
         let used_before = ordinals.iter().map(|gpu| used(*gpu)).collect::<Result<_>>()?;
         let (seats, opened) = (Mutex::new(seats), Mutex::new(opened));
-        Ok(Self { mesh, ordinals, seats, opened, tunings, used_before })
+        Ok(Self { mesh, ordinals, seats, opened, tunings, growth, used_before })
     }
 
     /// Which kernels multiply.
     pub(crate) fn tunings(&self) -> &Tunings {
         &self.tunings
+    }
+
+    /// The GPU of each rank, and what the rank allocates while it serves.
+    pub(crate) fn growth(&self) -> Vec<(usize, Arc<Growth>)> {
+        self.ordinals.iter().copied().zip(self.growth.iter().cloned()).collect()
     }
 
     /// The GPU of each rank, and the bytes in use on it, whoever holds them: before weights were loaded, and now.
@@ -168,6 +177,11 @@ impl Gpus {
     }
 }
 
+/// Some GPU has several ranks.
+fn is_crowded(ordinals: &[usize]) -> bool {
+    (1..ordinals.len()).any(|i| ordinals[..i].contains(&ordinals[i]))
+}
+
 /// Opens each rank's GPU, all at the same time: each takes the driver some tenths of a second.
 fn open(
     ordinals: &[usize],
@@ -227,6 +241,12 @@ fn seats_of(ranks: &[usize], ordinals: &[usize], traffic: Traffic, options: &Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_of_different_groups_can_crowd_a_gpu() {
+        assert!(!is_crowded(&[]) && !is_crowded(&[2, 0, 1]));
+        assert!(is_crowded(&[0, 1, 0, 1]) && is_crowded(&[0, 0]));
+    }
 
     #[test]
     fn gpus_are_dealt_in_order_or_as_named() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use phalanx_device::cpu::Cpu;
 use phalanx_device::cpu::features::Features;
-use phalanx_device::{DType, Device, Format};
+use phalanx_device::{DType, Device, Format, Growth};
 use phalanx_engine::{Engine, EngineOptions, Router};
 use phalanx_model::memory::{self, MemoryPlan};
 use phalanx_model::work::{Work, work};
@@ -62,6 +62,8 @@ pub(crate) struct Launched {
     pub(crate) device: String,
     /// Ranks compute on GPUs.
     pub(crate) on_gpus: bool,
+    /// The GPU of each rank, and what the rank has allocated since it was ready; empty on the CPU.
+    pub(crate) growth: Vec<(usize, Arc<Growth>)>,
     pub(crate) sizes: Sizes,
     /// Of each GPU; nothing on the CPU.
     pub(crate) held: Vec<Held>,
@@ -170,7 +172,9 @@ pub(crate) fn start(files: &ModelFiles, model: &ModelArgs, args: &EngineArgs) ->
         None => format!("CPU, {ranks} x {threads} threads, {instructions}"),
     };
     let (sizes, on_gpus) = (blueprint.sizes.clone(), blueprint.gpus.is_some());
-    Ok(Launched { router: Router::new(engines), device, on_gpus, sizes, held })
+    let growth = blueprint.gpus.as_ref().map_or_else(Vec::new, Gpus::growth);
+    growth.iter().for_each(|(_, growth)| growth.start_counting());
+    Ok(Launched { router: Router::new(engines), device, on_gpus, growth, sizes, held })
 }
 
 /// `1 GPU`, `2 GPUs`, `1 GPU, 4 ranks`.

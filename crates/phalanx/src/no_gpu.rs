@@ -1,9 +1,10 @@
 //! In the place of `gpu.rs` when the binary is built without the feature `cuda`: there are no GPUs.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use phalanx_device::{DType, Device, Tunings};
+use phalanx_device::{DType, Device, Growth, Tunings};
 use phalanx_model::Place;
 use phalanx_worker::Mesh;
 
@@ -48,6 +49,11 @@ impl Gpus {
 
     /// Never called.
     pub(crate) fn tunings(&self) -> &Tunings {
+        match *self {}
+    }
+
+    /// Never called.
+    pub(crate) fn growth(&self) -> Vec<(usize, Arc<Growth>)> {
         match *self {}
     }
 

@@ -72,7 +72,10 @@ fn server_state(args: &ServeArgs, files: &ModelFiles, launched: &Launched) -> Se
         template: files.template.clone(),
         model,
         options,
-        families: std::iter::once(files.timeline.families()).chain(gauges::watch(launched)).collect(),
+        families: std::iter::once(files.timeline.families())
+            .chain(gauges::watch(launched))
+            .chain(gauges::grown(launched))
+            .collect(),
     }
 }
 

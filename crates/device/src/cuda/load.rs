@@ -115,9 +115,15 @@ pub(super) fn matrix(
 }
 
 impl Lane {
-    /// Takes piece after piece until there are none.
+    /// Takes piece after piece until there are none. No copy is under way when it returns.
     fn load(&mut self, task: &Task<'_>) -> Result<(), DeviceError> {
         runtime::use_device(task.ordinal)?;
+        let taken = self.take_pieces(task);
+        let copied = self.stream.synchronize();
+        taken.and(copied)
+    }
+
+    fn take_pieces(&mut self, task: &Task<'_>) -> Result<(), DeviceError> {
         let mut blocks = Vec::new();
         for turn in 0.. {
             let start = task.next.fetch_add(1, Ordering::Relaxed) * task.rows_at_once;
@@ -131,7 +137,7 @@ impl Lane {
             task.send(rows, place, &self.stream)?;
             place.done.record(&self.stream)?;
         }
-        self.stream.synchronize()
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ mod load;
 mod matmul;
 pub mod nvml;
 pub mod parity;
+mod rooms;
 mod runtime;
 mod sampler;
 pub mod speed;
@@ -38,11 +39,13 @@ use crate::cuda::kernels::{
 };
 use crate::cuda::load::Loaders;
 use crate::cuda::matmul::{Matmul, Product};
-use crate::cuda::runtime::{DeviceFacts, Stream};
+use crate::cuda::rooms::Rooms;
+use crate::cuda::runtime::Stream;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::steps::{Offsets, Steps};
 use crate::dtype::DType;
 use crate::graph::Graph;
+use crate::growth::Growth;
 use crate::matrix::{Format, Matrix};
 use crate::noise::Noise;
 use crate::sampling::{SampleRow, SampledRow};
@@ -84,6 +87,9 @@ pub struct Cuda {
     steps: RefCell<Steps>,
     sampler: RefCell<Sampler>,
     attention: AttentionWorkspace,
+    /// For tensors and caches.
+    rooms: Rooms,
+    growth: Arc<Growth>,
     /// While weights are taken in.
     loaders: RefCell<Option<Loaders>>,
     fault: RefCell<Option<DeviceError>>,
@@ -156,7 +162,8 @@ impl Cuda {
         let stream = Arc::new(Stream::new()?);
         let kind = format!("{}, {multiprocessors} multiprocessors, {}", facts.name(), code.describe());
         let matmul = Matmul::new(ordinal, (&kind, facts.l2_bytes as usize), element, folders, tunings)?;
-        let description = describe(ordinal, &facts, code, element, &matmul);
+        let description = facts.describe(ordinal, code, element, &matmul.describe());
+        let growth = Arc::default();
         let cuda = Self {
             ordinal,
             description,
@@ -165,9 +172,11 @@ impl Cuda {
             overlaps: Cell::new(code.overlaps()),
             hopper: code.has_warpgroups(),
             matmul,
-            steps: RefCell::new(Steps::new(ordinal, multiprocessors)?),
-            sampler: RefCell::new(Sampler::new(ordinal)?),
+            steps: RefCell::new(Steps::new(ordinal, multiprocessors, &growth)?),
+            sampler: RefCell::new(Sampler::new(ordinal, &growth)?),
             attention: AttentionWorkspace::new(ordinal, multiprocessors, &stream)?,
+            rooms: Rooms::new(ordinal, "a tensor", &growth),
+            growth,
             loaders: RefCell::default(),
             fault: RefCell::new(None),
             stream,
@@ -188,6 +197,12 @@ impl Cuda {
     /// The device is lost.
     pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
         memory(self.ordinal)
+    }
+
+    /// What it allocates while it serves.
+    #[must_use]
+    pub fn growth(&self) -> Arc<Growth> {
+        Arc::clone(&self.growth)
     }
 
     /// No kernel starts before the one ahead of it is done: where ranks share this GPU, kernels that start early could take
@@ -223,22 +238,6 @@ impl Cuda {
     }
 }
 
-fn describe(ordinal: usize, facts: &DeviceFacts, code: Code, element: Element, matmul: &Matmul) -> String {
-    format!(
-        "GPU {ordinal}: {}, sm_{}{} with kernels of {}, {} multiprocessors, {:.1} GiB, driver {}.{}, {:?}, {}",
-        facts.name(),
-        facts.capability_major,
-        facts.capability_minor,
-        code.describe(),
-        facts.multiprocessors,
-        facts.total_bytes as f64 / f64::from(1 << 30),
-        facts.driver_version / 1000,
-        facts.driver_version % 1000 / 10,
-        element,
-        matmul.describe()
-    )
-}
-
 /// A table's or array's address within a plan's memory.
 fn word(address: usize, words: usize) -> usize {
     address + words * 4
@@ -265,7 +264,7 @@ impl Backend for Cuda {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Allocation, DeviceError> {
-        let allocation = runtime::allocate(self.ordinal, bytes)?;
+        let allocation = self.rooms.device(bytes)?;
         self.stream.fill(allocation.address(), 0, bytes)?;
         self.stream.synchronize()?;
         Ok(allocation)
@@ -497,12 +496,24 @@ impl Backend for Cuda {
         self.sampler.borrow().is_done()
     }
 
+    fn wait_idle(&self) {
+        self.launch();
+        self.note(self.stream.synchronize());
+    }
+
     fn collect(&self) -> Result<Vec<SampledRow>, DeviceError> {
         self.launch();
         let rows = self.sampler.borrow_mut().collect(&self.stream);
         let rows = rows.map_err(|error| self.note(Err(error))).unwrap_or_default();
         let fault = self.fault.borrow().clone();
         fault.map_or(Ok(rows), Err)
+    }
+}
+
+impl Drop for Cuda {
+    /// Kernels and copies use what goes now, until they end.
+    fn drop(&mut self) {
+        self.wait_idle();
     }
 }
 

@@ -1,10 +1,13 @@
 //! The CUDA runtime calls we use, and their results as errors a person can act on.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::DeviceError;
+use crate::cuda::code::Code;
+use crate::cuda::kernels::Element;
 use crate::cuda::nvml;
 use crate::tensor::Allocation;
 
@@ -183,6 +186,23 @@ impl DeviceFacts {
     pub(crate) fn name(&self) -> String {
         let end = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
         String::from_utf8_lossy(&self.name[..end]).into_owned()
+    }
+
+    /// All of it on a line, with what it computes in and what its `products` go through.
+    pub(crate) fn describe(&self, ordinal: usize, code: Code, element: Element, products: &str) -> String {
+        format!(
+            "GPU {ordinal}: {}, sm_{}{} with kernels of {}, {} multiprocessors, {:.1} GiB, driver {}.{}, {:?}, {}",
+            self.name(),
+            self.capability_major,
+            self.capability_minor,
+            code.describe(),
+            self.multiprocessors,
+            self.total_bytes as f64 / f64::from(1 << 30),
+            self.driver_version / 1000,
+            self.driver_version % 1000 / 10,
+            element,
+            products
+        )
     }
 }
 
@@ -405,8 +425,15 @@ impl Event {
 
     /// The stream got there, or has failed: [`Self::wait`] would return at once.
     pub(crate) fn is_done(&self) -> bool {
-        // SAFETY: the handle is live.
-        unsafe { cudaEventQuery(self.handle) != NOT_READY }
+        // SAFETY: the handle is live; the other call takes nothing.
+        unsafe {
+            let done = cudaEventQuery(self.handle) != NOT_READY;
+            if !done {
+                // The runtime remembers that as the last error, and a library's check would find it.
+                cudaGetLastError();
+            }
+            done
+        }
     }
 
     /// Microseconds from `start` to this; both must have timing and be done.
@@ -438,10 +465,15 @@ impl Graph {
         // SAFETY: the stream is live; each call writes one handle; the graph is destroyed once it is instantiated.
         unsafe {
             check(cudaStreamBeginCapture(stream.handle, THREAD_LOCAL), "to begin a graph")?;
-            work();
+            // A stream that is left recording can neither be waited for nor used again.
+            let worked = catch_unwind(AssertUnwindSafe(work));
             let ended = check(cudaStreamEndCapture(stream.handle, &mut graph), "to end a graph");
             // A call that may not be recorded leaves its error behind, too.
             cudaGetLastError();
+            if let Err(panic) = worked {
+                cudaGraphDestroy(graph);
+                resume_unwind(panic);
+            }
             ended?;
             let made = check(cudaGraphInstantiate(&mut executable, graph, 0), "to make a graph");
             cudaGraphDestroy(graph);

@@ -1,11 +1,14 @@
 //! Sampling on the device: rows' parameters there in one copy, tokens back in one copy, collected when a step is done.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::DeviceError;
 use crate::cpu::philox;
 use crate::cuda::kernels::{self, Launch, SampleParams, SampleResult};
+use crate::cuda::rooms::Rooms;
 use crate::cuda::runtime::{self, Event, Pinned, Stream};
+use crate::growth::Growth;
 use crate::sampling::{SampleRow, SampledRow};
 use crate::tensor::{Allocation, View};
 
@@ -14,6 +17,8 @@ const MAX_TOP: usize = 128;
 /// 2^40: the likeliest token's weight in the kernel's fixed point.
 const ONE: f64 = (1_u64 << 40) as f64;
 const FIRST_WORDS: usize = 1 << 18;
+/// Steps that are usually under way at once at most: one a stage, or two.
+const UNDER_WAY: usize = 8;
 const ROW_WORDS: usize = size_of::<kernels::SampleRow>() / 4;
 const RESULT_WORDS: usize = size_of::<SampleResult>() / 4;
 
@@ -32,6 +37,7 @@ struct Offsets {
 #[derive(Debug)]
 pub(crate) struct Sampler {
     ordinal: usize,
+    growth: Arc<Growth>,
     now: Sampling,
     /// Oldest first.
     ended: VecDeque<Sampling>,
@@ -40,10 +46,10 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    pub(crate) fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        // Two steps under way, and the one at hand.
-        let free = vec![Sampling::new(ordinal)?, Sampling::new(ordinal)?];
-        Ok(Self { ordinal, now: Sampling::new(ordinal)?, ended: VecDeque::new(), free })
+    pub(crate) fn new(ordinal: usize, growth: &Arc<Growth>) -> Result<Self, DeviceError> {
+        let new = || Sampling::new(ordinal, growth);
+        let free = (0..UNDER_WAY).map(|_| new()).collect::<Result<_, _>>()?;
+        Ok(Self { ordinal, growth: Arc::clone(growth), now: new()?, ended: VecDeque::new(), free })
     }
 
     /// Where the step at hand samples.
@@ -55,7 +61,7 @@ impl Sampler {
     pub(crate) fn end_step(&mut self, stream: &Stream) -> Result<(), DeviceError> {
         let next = match self.free.pop() {
             Some(next) => next,
-            None => Sampling::new(self.ordinal)?,
+            None => Sampling::new(self.ordinal, &self.growth)?,
         };
         let ended = std::mem::replace(&mut self.now, next);
         let recorded = ended.done.record(stream);
@@ -84,7 +90,7 @@ impl Sampler {
 /// One step's memory of sampling, and what it asked.
 #[derive(Debug)]
 pub(crate) struct Sampling {
-    ordinal: usize,
+    rooms: Rooms,
     pinned: Pinned,
     device: Allocation,
     offsets: Offsets,
@@ -98,11 +104,12 @@ pub(crate) struct Sampling {
 }
 
 impl Sampling {
-    fn new(ordinal: usize) -> Result<Self, DeviceError> {
+    fn new(ordinal: usize, growth: &Arc<Growth>) -> Result<Self, DeviceError> {
+        let rooms = Rooms::new(ordinal, "sampling", growth);
         Ok(Self {
-            ordinal,
-            pinned: Pinned::new(FIRST_WORDS * 4)?,
-            device: runtime::allocate(ordinal, FIRST_WORDS * 4)?,
+            pinned: rooms.pinned(FIRST_WORDS * 4)?,
+            device: rooms.device(FIRST_WORDS * 4)?,
+            rooms,
             offsets: Offsets::default(),
             logprobs: Vec::new(),
             max_top: 0,
@@ -186,11 +193,8 @@ impl Sampling {
             stream.synchronize()?;
         }
         self.pending = true;
-        if self.pinned.bytes() / 4 < end {
-            self.pinned = Pinned::new(end.next_power_of_two() * 4)?;
-            self.device = runtime::allocate(self.ordinal, end.next_power_of_two() * 4)?;
-        }
-        Ok(())
+        self.rooms.grow_pinned(&mut self.pinned, end * 4)?;
+        self.rooms.grow_device(&mut self.device, end * 4)
     }
 
     /// Writes rows, edits and seen tokens as the kernel reads them.

@@ -4,12 +4,16 @@
 //! one place: copies and kernels stand in one stream, so a step's arrays come when the step before is done with its own.
 //! So their addresses repeat from step to step, and kernels that a graph recorded find the arrays of each later step.
 
+use std::sync::Arc;
+
 use crate::DeviceError;
 use crate::backend::Heads;
 use crate::batch::{BatchLayout, DevicePlan};
 use crate::cuda::items::{self, ITEM_WORDS, Item};
-use crate::cuda::runtime::{self, Event, Pinned, Stream};
+use crate::cuda::rooms::Rooms;
+use crate::cuda::runtime::{Event, Pinned, Stream};
 use crate::dtype::DType;
+use crate::growth::Growth;
 use crate::tensor::{Allocation, Arena};
 
 /// Copies that may be on their way at once.
@@ -56,16 +60,10 @@ struct Place {
     copied: Event,
 }
 
-impl Place {
-    fn new() -> Result<Self, DeviceError> {
-        Ok(Self { pinned: Pinned::new(USUAL_WORDS * 4)?, copied: Event::new(false)? })
-    }
-}
-
 /// The places.
 #[derive(Debug)]
 pub(crate) struct Steps {
-    ordinal: usize,
+    rooms: Rooms,
     multiprocessors: usize,
     places: Vec<Place>,
     next: usize,
@@ -76,10 +74,18 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    pub(crate) fn new(ordinal: usize, multiprocessors: usize) -> Result<Self, DeviceError> {
-        let places = (0..PLACES).map(|_| Place::new()).collect::<Result<_, _>>()?;
-        let usual = runtime::allocate(ordinal, USUAL_WORDS * 4)?;
-        Ok(Self { ordinal, multiprocessors, places, next: 0, usual, large: None })
+    pub(crate) fn new(
+        ordinal: usize,
+        multiprocessors: usize,
+        growth: &Arc<Growth>,
+    ) -> Result<Self, DeviceError> {
+        let rooms = Rooms::new(ordinal, "a step's arrays", growth);
+        let place = || -> Result<Place, DeviceError> {
+            Ok(Place { pinned: rooms.pinned(USUAL_WORDS * 4)?, copied: Event::new(false)? })
+        };
+        let places = (0..PLACES).map(|_| place()).collect::<Result<_, _>>()?;
+        let usual = rooms.device(USUAL_WORDS * 4)?;
+        Ok(Self { rooms, multiprocessors, places, next: 0, usual, large: None })
     }
 
     /// Copies a layout's arrays and the items of its attention with `heads` to the device.
@@ -93,12 +99,10 @@ impl Steps {
         let offsets = Offsets::of(layout);
         let (tables, words) = table_starts(layout, offsets.items + items.len() * ITEM_WORDS);
         self.next = (self.next + 1) % PLACES;
-        let device = self.room(words, stream)?;
+        let device = self.room(words)?;
         let place = &mut self.places[self.next];
         place.copied.wait()?;
-        if place.pinned.bytes() / 4 < words {
-            place.pinned = Pinned::new(words.next_power_of_two() * 4)?;
-        }
+        self.rooms.grow_pinned(&mut place.pinned, words * 4)?;
         let to = place.pinned.words();
         to[offsets.num_items] = items.len() as i32;
         to[offsets.ids..][..layout.ids.len()].copy_from_slice(&layout.ids);
@@ -125,19 +129,16 @@ impl Steps {
     }
 
     /// Memory of the device for so many words.
-    fn room(&mut self, words: usize, stream: &Stream) -> Result<Allocation, DeviceError> {
+    fn room(&mut self, words: usize) -> Result<Allocation, DeviceError> {
         if words <= USUAL_WORDS {
             return Ok(self.usual.clone());
         }
-        match &self.large {
-            Some(large) if words * 4 <= large.bytes() => Ok(large.clone()),
-            _ => {
-                // Rare, and before anything of this step runs: the largest step so far was far smaller.
-                stream.synchronize()?;
-                let large = runtime::allocate(self.ordinal, words.next_power_of_two() * 4)?;
-                Ok(self.large.insert(large).clone())
-            }
-        }
+        let large = match &mut self.large {
+            Some(large) => large,
+            none => none.insert(self.rooms.device(words.next_power_of_two() * 4)?),
+        };
+        self.rooms.grow_device(large, words * 4)?;
+        Ok(large.clone())
     }
 }
 

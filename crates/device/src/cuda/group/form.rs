@@ -1,16 +1,16 @@
 //! Forms a group: tries its links with data, connects NCCL where it is wanted, and measures which sum is fastest.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use crate::DeviceError;
+use crate::collective::floor::Floor;
 use crate::cuda::code::Code;
 use crate::cuda::group::kernels::MAX_RANKS;
 use crate::cuda::group::links::LinkReport;
 use crate::cuda::group::mail::{Route, Shared, Traffic};
-use crate::cuda::group::nccl::{self, Communicator, Nccl};
+use crate::cuda::group::nccl::{Communicator, Nccl, Watch};
 use crate::cuda::group::pairs::{self, Pair};
 use crate::cuda::group::table::{Algorithm, SumTiming, Table, fastest};
 use crate::cuda::group::{Group, Seat};
@@ -20,6 +20,8 @@ use crate::dtype::DType;
 
 /// Sizes that are measured: a row of hidden states, a batch, a long prompt, and between.
 const SIZES: [usize; 7] = [8 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
+/// How long a rank waits for another while it is measured.
+const MEASURED_WITHIN: Duration = Duration::from_secs(10);
 /// Sums of one measurement, for small and for large arrays, and measurements of which the median counts.
 const SUMS: usize = 20;
 const LARGE_SUMS: usize = 2;
@@ -51,6 +53,8 @@ pub struct Options {
     pub folders: Vec<PathBuf>,
     /// Time every algorithm there is, also those that this machine can do without.
     pub compare: bool,
+    /// For groups of a process in which ranks share GPUs, whether or not they do within a group: the same for all of them.
+    pub floor: Option<Arc<Floor>>,
 }
 
 /// A group that was formed.
@@ -73,7 +77,7 @@ pub fn form(ordinals: &[usize], traffic: Traffic, options: &Options) -> Result<F
     }
     let pairs = pairs::check(ordinals)?;
     let (route, warnings) = route(&pairs, options.all_reduce)?;
-    let mut shared = Shared::new(ordinals, traffic, route, options.deadline)?;
+    let mut shared = Shared::new(ordinals, traffic, route, options)?;
     let mut links = LinkReport { pairs, route, nccl: None, sums: Vec::new(), warnings };
     let sums = traffic == Traffic::Sums && 1 < ordinals.len();
     let needs_library = needs_library(&links.pairs, route, options.all_reduce);
@@ -83,7 +87,7 @@ pub fn form(ordinals: &[usize], traffic: Traffic, options: &Options) -> Result<F
             if options.all_reduce == AllReduce::Nccl {
                 return Err(DeviceError(format!("--all-reduce nccl: {error}")));
             }
-            if needs_library && shared.turns.is_none() {
+            if needs_library && shared.signals.turns.is_none() {
                 links.warnings.push(format!("sums go without NCCL: {error}"));
             }
         }
@@ -92,18 +96,16 @@ pub fn form(ordinals: &[usize], traffic: Traffic, options: &Options) -> Result<F
     shared.table = Table::untimed(algorithms.contains(&Algorithm::TwoShot));
     if options.all_reduce == AllReduce::Nccl && sums {
         shared.table = Table::always(Algorithm::Nccl);
-    } else if sums && shared.turns.is_none() {
-        let deadline = std::mem::replace(&mut shared.deadline, Duration::from_secs(10));
+    } else if sums && shared.signals.turns.is_none() {
+        let deadline = std::mem::replace(&mut shared.deadline, MEASURED_WITHIN);
         let measured = Arc::new(shared);
         links.sums = measure(&measured, &algorithms)?;
         shared = Arc::into_inner(measured).expect("the threads that measured have ended");
         shared.deadline = deadline;
         shared.table = Table::measured(&links.sums);
     }
+    shared.watch = watch(&shared)?;
     let shared = Arc::new(shared);
-    if !shared.communicators.is_empty() {
-        nccl::watch(Arc::downgrade(&shared))?;
-    }
     let seats = (0..ordinals.len()).map(|rank| Seat { rank, shared: Arc::clone(&shared) }).collect();
     Ok(Formed { seats, algorithms, links })
 }
@@ -140,19 +142,19 @@ fn needs_library(pairs: &[Pair], route: Route, asked: AllReduce) -> bool {
 
 /// Connects every rank's communicator, each on a thread of its own.
 fn connect(shared: &mut Shared, pairs: &[Pair], options: &Options) -> Result<String, DeviceError> {
-    if shared.turns.is_some() {
+    if shared.signals.turns.is_some() {
         return Err(DeviceError("NCCL wants a GPU for each rank".to_owned()));
     }
     let nccl =
         Arc::new(Nccl::open(&options.folders, pairs.iter().all(|pair| pair.verified || !pair.access))?);
     let id = nccl.unique_id()?;
-    let (size, deadline) = (shared.size(), shared.deadline);
+    let deadline = shared.deadline;
     let joined: Vec<Result<Communicator, DeviceError>> = std::thread::scope(|scope| {
         let join = |(rank, ordinal): (usize, &usize)| {
-            let (nccl, ordinal) = (Arc::clone(&nccl), *ordinal);
+            let (nccl, signals, ordinal) = (Arc::clone(&nccl), Arc::clone(&shared.signals), *ordinal);
             scope.spawn(move || {
                 runtime::use_device(ordinal)?;
-                Communicator::join(nccl, id, rank, size, deadline)
+                Communicator::join(nccl, id, rank, deadline, signals)
             })
         };
         let threads: Vec<_> = shared.ordinals.iter().enumerate().map(join).collect();
@@ -160,6 +162,13 @@ fn connect(shared: &mut Shared, pairs: &[Pair], options: &Options) -> Result<Str
     });
     shared.communicators = joined.into_iter().collect::<Result<_, _>>()?;
     Ok(nccl.describe())
+}
+
+/// What ends the library's calls, which have no deadline.
+fn watch(shared: &Shared) -> Result<Option<Watch>, DeviceError> {
+    let communicators = Arc::clone(&shared.communicators);
+    let watched = !communicators.is_empty();
+    watched.then(|| Watch::start(Arc::clone(&shared.signals), communicators, shared.deadline)).transpose()
 }
 
 /// The algorithms that this group can use.
@@ -178,19 +187,17 @@ fn candidates(shared: &Shared, pairs: &[Pair]) -> Vec<Algorithm> {
 /// Times the algorithms on all ranks at once. A sum takes as long as its slowest rank.
 fn measure(shared: &Arc<Shared>, candidates: &[Algorithm]) -> Result<Vec<SumTiming>, DeviceError> {
     let barrier = Barrier::new(shared.size());
-    let measured = AtomicBool::new(false);
+    // The library's first sum is what hangs where links are not what they seem.
+    let watched = watch(shared)?;
     let ranks: Vec<Result<Vec<f32>, DeviceError>> = std::thread::scope(|scope| {
-        // The library's first sum is what hangs where links are not what they seem.
-        scope.spawn(|| nccl::watch_until(shared, &measured));
         let start = |rank: usize| {
             let (shared, barrier) = (Arc::clone(shared), &barrier);
             scope.spawn(move || measure_rank(&shared, rank, candidates, barrier))
         };
         let threads: Vec<_> = (0..shared.size()).map(start).collect();
-        let joined: Vec<_> = threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-        measured.store(true, Ordering::Release);
-        joined.into_iter().map(|joined| joined.expect("measuring does not panic")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("measuring does not panic")).collect()
     });
+    drop(watched);
     let ranks = ranks.into_iter().collect::<Result<Vec<_>, _>>()?;
     let slowest = |i: usize| ranks.iter().map(|us| us[i]).fold(0.0, f32::max);
     let mut cases = cases(candidates).enumerate().peekable();
@@ -222,16 +229,25 @@ fn measure_rank(
 ) -> Result<Vec<f32>, DeviceError> {
     let prepared = prepare(shared, rank);
     // A rank that cannot take part ends the others' waits before they begin.
-    if let Err(error) = &prepared {
-        shared.stop(&error.to_string());
+    let stopped = |error: &DeviceError| shared.signals.stop(&error.to_string());
+    let prepared = prepared.inspect_err(stopped);
+    barrier.wait();
+    let measured = match &prepared {
+        Ok((group, memory)) => time_all(group, candidates, memory.address()).inspect_err(stopped),
+        Err(error) => Err(error.clone()),
+    };
+    // Peers may still write to this rank's memory: nobody gives it back before all are done.
+    if let Ok((group, _)) = &prepared {
+        group.finish();
     }
     barrier.wait();
-    let (group, memory) = prepared?;
-    let mut times = Vec::new();
-    for (bytes, algorithm) in cases(candidates) {
-        times.push(time(&group, algorithm, (memory.address(), bytes))?);
-    }
-    match crate::collective::Collective::fault(&group) {
+    measured
+}
+
+fn time_all(group: &Group, candidates: &[Algorithm], memory: usize) -> Result<Vec<f32>, DeviceError> {
+    let times = cases(candidates).map(|(bytes, algorithm)| time(group, algorithm, (memory, bytes)));
+    let times = times.collect::<Result<Vec<_>, _>>()?;
+    match crate::collective::Collective::fault(group) {
         Some(fault) => Err(fault),
         None => Ok(times),
     }

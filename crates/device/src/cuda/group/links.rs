@@ -35,8 +35,13 @@ pub struct LinkReport {
 /// # Errors
 /// A GPU is lost, or has not 200 MiB left.
 pub fn measure(gpus: &[usize], folders: &[PathBuf]) -> Result<LinkReport, DeviceError> {
-    let options =
-        Options { deadline: DEADLINE, all_reduce: AllReduce::Auto, folders: folders.to_vec(), compare: true };
+    let options = Options {
+        deadline: DEADLINE,
+        all_reduce: AllReduce::Auto,
+        folders: folders.to_vec(),
+        compare: true,
+        floor: None,
+    };
     let group = &gpus[..gpus.len().min(MAX_RANKS)];
     let mut links = form(group, Traffic::Sums, &options)?.links;
     if group.len() < gpus.len() {

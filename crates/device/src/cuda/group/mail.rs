@@ -1,11 +1,13 @@
-//! What the ranks of a group share: mailboxes, counts, fault words, and why the group has ended.
+//! What the ranks of a group share: mailboxes, counts, a library's communicators, and what ends their waits.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::DeviceError;
+use crate::cuda::group::form::Options;
 use crate::cuda::group::kernels::{self, MAX_RANKS, PeerParams};
-use crate::cuda::group::nccl::Communicator;
+use crate::cuda::group::nccl::{Communicator, Watch};
+use crate::cuda::group::signals::Signals;
 use crate::cuda::group::table::Table;
 use crate::cuda::group::turns::Turns;
 use crate::cuda::runtime::{self, Pinned, Stream};
@@ -19,12 +21,6 @@ pub(crate) const PLACE_BYTES: usize = 8 << 20;
 /// that a stage hands over and goes on while the next one is still busy.
 pub(crate) const MESSAGE_BYTES: usize = 4 << 20;
 pub(crate) const MESSAGE_PLACES: usize = 16;
-
-/// Words of host memory that a rank's kernels and the host tell each other with.
-pub(crate) const FAULT: usize = 0;
-pub(crate) const STOP: usize = 1;
-pub(crate) const BEGUN: usize = 2;
-pub(crate) const ENDED: usize = 3;
 
 /// What a group is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,21 +57,20 @@ impl Memory {
 
 /// A group's shared part; it outlives the last rank that may still write to a peer.
 pub(crate) struct Shared {
+    /// Ends before anything else goes: it looks at the communicators.
+    pub(crate) watch: Option<Watch>,
+    /// One a rank, or none.
+    pub(crate) communicators: Arc<[Communicator]>,
     pub(crate) ordinals: Vec<usize>,
     pub(crate) route: Route,
     pub(crate) deadline: Duration,
-    /// One a rank, of its own device: see the words above.
-    pub(crate) words: Vec<Pinned>,
+    /// Of the GPU that has the fewest.
+    pub(crate) multiprocessors: usize,
     /// Which sum is taken for which size.
     pub(crate) table: Table,
-    /// One a rank, or none.
-    pub(crate) communicators: Vec<Communicator>,
-    /// Ranks share GPUs: they take turns on the host.
-    pub(crate) turns: Option<Turns>,
+    pub(crate) signals: Arc<Signals>,
     mail: Vec<Memory>,
     counts: Vec<Allocation>,
-    /// Why the host has ended the group.
-    reason: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -84,9 +79,9 @@ impl Shared {
         ordinals: &[usize],
         traffic: Traffic,
         route: Route,
-        deadline: Duration,
+        options: &Options,
     ) -> Result<Self, DeviceError> {
-        let size = ordinals.len();
+        let (size, deadline) = (ordinals.len(), options.deadline);
         // SAFETY: both take nothing and return a number.
         let (head, count) = unsafe { (kernels::mail_head_bytes(), kernels::counts_bytes()) };
         let places = match traffic {
@@ -94,6 +89,7 @@ impl Shared {
             Traffic::Messages => MESSAGE_PLACES * MESSAGE_BYTES,
         };
         let (mut mail, mut counts, mut words) = (Vec::new(), Vec::new(), Vec::new());
+        let mut multiprocessors = usize::MAX;
         for ordinal in ordinals {
             let allocation = runtime::allocate(*ordinal, count as usize)?;
             let stream = Stream::new()?;
@@ -111,18 +107,21 @@ impl Shared {
             stream.synchronize()?;
             counts.push(allocation);
             words.push(Pinned::new(256)?);
+            multiprocessors = multiprocessors.min(runtime::facts(*ordinal)?.multiprocessors as usize);
         }
+        let signals =
+            Arc::new(Signals::new(words, Turns::needed(ordinals, deadline, options.floor.as_ref())));
         Ok(Self {
+            watch: None,
+            communicators: Arc::default(),
             ordinals: ordinals.to_vec(),
             route,
             deadline,
-            words,
+            multiprocessors,
             table: Table::untimed(false),
-            communicators: Vec::new(),
-            turns: Turns::needed(ordinals, deadline),
+            signals,
             mail,
             counts,
-            reason: Mutex::new(None),
         })
     }
 
@@ -143,7 +142,7 @@ impl Shared {
         PeerParams {
             mail,
             counts: self.counts[rank].address(),
-            words: self.words[rank].address(),
+            words: self.signals.words[rank].address(),
             small_bytes: 2 * FLAGGED_BYTES as u64,
             place_bytes: PLACE_BYTES as u64,
             message_bytes: MESSAGE_BYTES as u64,
@@ -151,25 +150,5 @@ impl Shared {
             rank: rank as u32,
             size: self.size() as u32,
         }
-    }
-
-    /// Ends all waits of all ranks, on devices and on the host; the first reason is kept.
-    pub(crate) fn stop(&self, reason: &str) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_owned());
-        for words in &self.words {
-            words.set(STOP, 1);
-        }
-        if let Some(turns) = &self.turns {
-            turns.fail(reason);
-        }
-    }
-
-    /// The host has ended the group.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.words[0].get(STOP) != 0
-    }
-
-    pub(crate) fn reason(&self) -> Option<String> {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

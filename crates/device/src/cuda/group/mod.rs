@@ -11,10 +11,12 @@ pub mod links;
 pub mod mail;
 mod nccl;
 pub mod pairs;
+mod signals;
 pub mod speed;
 pub mod table;
 mod turns;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::DeviceError;
@@ -22,7 +24,8 @@ use crate::backend::Backend;
 use crate::collective::Collective;
 use crate::cuda::group::kernels::{AllReduceNormParams, AllReduceParams, Way};
 use crate::cuda::group::kernels::{GatherColumnsParams, HandOverParams};
-use crate::cuda::group::mail::{FAULT, FLAGGED_BYTES, MESSAGE_BYTES, MESSAGE_PLACES, PLACE_BYTES, Shared};
+use crate::cuda::group::mail::{FLAGGED_BYTES, MESSAGE_BYTES, MESSAGE_PLACES, PLACE_BYTES, Shared};
+use crate::cuda::group::signals::FAULT;
 use crate::cuda::group::table::Algorithm;
 use crate::cuda::kernels::{Element, Launch};
 use crate::cuda::runtime::{self, Stream};
@@ -34,11 +37,12 @@ use crate::tensor::{View, ViewMut};
 const FLAGGED_VECTORS: usize = 128;
 const SHOT_VECTORS: usize = 512;
 const COLUMNS_VECTORS: usize = 256;
-/// Blocks that run at once on any GPU with one rank.
-const FLAGGED_BLOCKS: usize = 512;
-const SHOT_BLOCKS: usize = 128;
+/// Blocks at most, and of them those that a multiprocessor of any GPU has room for at once: a block that waited for room
+/// behind one that waits for its twin on another GPU would rest on the order in which GPUs start blocks.
+const FLAGGED_BLOCKS: [usize; 2] = [512, 8];
+const SHOT_BLOCKS: [usize; 2] = [128, 2];
 /// Rows of a sum with the norm behind it at most: above, the sum alone, spread over more blocks, is faster.
-const NORM_ROWS: usize = 64;
+const NORM_ROWS: [usize; 2] = [64, 1];
 /// The widest row whose norm is one block's.
 const NORM_WIDTH: usize = 16_384;
 
@@ -66,6 +70,8 @@ pub struct Group {
     rank: usize,
     launch: Launch,
     stream: Arc<Stream>,
+    /// See [`Collective::take_unrecorded`].
+    unrecorded: Cell<bool>,
 }
 
 /// The fault word of a launch that the runtime refused.
@@ -75,17 +81,19 @@ const STOPPED: i32 = 1 << 16;
 
 impl Group {
     pub(crate) fn new(shared: Arc<Shared>, rank: usize, mut launch: Launch, stream: Arc<Stream>) -> Self {
-        if shared.turns.is_some() {
+        if shared.signals.turns.is_some() {
             // As `Cuda::start_in_turn`: for the further pieces of an array.
             launch.overlaps = 0;
         }
-        Self { shared, rank, launch, stream }
+        Self { shared, rank, launch, stream, unrecorded: Cell::new(false) }
     }
 
-    /// A launch that failed is a fault, too.
+    /// A launch that failed is a fault, too, unless it was only to be recorded.
     fn launched(&self, code: i32) {
-        if code != 0 {
-            self.shared.words[self.rank].set(FAULT, LAUNCH_FAILED);
+        match code {
+            0 => {}
+            _ if self.stream.is_capturing() == Ok(true) => self.unrecorded.set(true),
+            _ => self.shared.signals.words[self.rank].set(FAULT, LAUNCH_FAILED),
         }
     }
 
@@ -93,7 +101,7 @@ impl Group {
     fn is_ready(&self) -> bool {
         let selected = runtime::use_device(self.shared.ordinals[self.rank]);
         self.launched(i32::from(selected.is_err()));
-        selected.is_ok() && !self.shared.is_stopped()
+        selected.is_ok() && !self.shared.signals.is_stopped()
     }
 
     /// Ranks that share a GPU finish their work and meet before kernels wait for each other; see `turns`.
@@ -101,15 +109,19 @@ impl Group {
         if !self.is_ready() {
             return false;
         }
-        let Some(turns) = &self.shared.turns else { return true };
+        let Some(turns) = &self.shared.signals.turns else { return true };
         self.launched(i32::from(self.stream.synchronize().is_err()));
         turns.meet(self.rank, operation)
     }
 
     /// Enough blocks for an array, few for a short one: each costs a flag.
-    fn blocks(&self, bytes: usize, vectors: usize, most: usize) -> u32 {
-        let most = (most / self.shared.ranks_on_one_gpu()).max(1);
-        dim(bytes.div_ceil(16).div_ceil(vectors).clamp(1, most))
+    fn blocks(&self, bytes: usize, vectors: usize, blocks: [usize; 2]) -> u32 {
+        dim(bytes.div_ceil(16).div_ceil(vectors).clamp(1, self.at_once(blocks)))
+    }
+
+    /// The same number on all ranks: their blocks wait for each other.
+    fn at_once(&self, [most, each]: [usize; 2]) -> usize {
+        (most.min(each * self.shared.multiprocessors) / self.shared.ranks_on_one_gpu()).max(1)
     }
 
     /// [`Collective::all_reduce`], in one way or another.
@@ -156,7 +168,7 @@ impl Group {
         // SAFETY: as above; marks only touch the rank's own counts and words.
         self.launched(unsafe { kernels::launch_mark(peers, 0, self.launch) });
         if let Err(error) = self.shared.communicators[self.rank].all_reduce(sum) {
-            self.shared.stop(&error.to_string());
+            self.shared.signals.stop(&error.to_string());
         }
         // SAFETY: as above.
         self.launched(unsafe { kernels::launch_mark(peers, 1, self.launch) });
@@ -166,7 +178,7 @@ impl Group {
     fn fuses(&self, x: View<'_>, out: View<'_>, residual: View<'_>, weight: View<'_>) -> bool {
         let bytes = x.rows() * x.width() * 2;
         let strides = x.width() | out.stride() | residual.stride();
-        let rows = NORM_ROWS / self.shared.ranks_on_one_gpu();
+        let rows = self.at_once(NORM_ROWS);
         matches!(x.dtype(), DType::BF16 | DType::F16)
             && out.dtype() == x.dtype()
             && residual.dtype() == x.dtype()
@@ -198,8 +210,9 @@ impl Group {
 
     /// Ranks that share a GPU start nothing, load nothing and free nothing while a kernel waits for a peer's.
     fn finish_turn(&self) {
-        if self.shared.turns.is_some() {
+        if let Some(turns) = &self.shared.signals.turns {
             self.finish();
+            turns.leave();
         }
     }
 
@@ -266,13 +279,13 @@ impl Collective for Group {
     }
 
     fn gather_columns(&self, out: ViewMut<'_>, x: View<'_>) {
-        if !self.may_start("gather_columns") {
-            return;
-        }
         let out = out.view();
         let size = x.dtype().bytes();
         let row = out.width() * size;
         assert!(0 < row && row <= PLACE_BYTES, "a row fits a place");
+        if !self.may_start("gather_columns") {
+            return;
+        }
         // The same on all ranks, whatever their own widths.
         let rows_at_once = PLACE_BYTES / row;
         for start in (0..x.rows()).step_by(rows_at_once) {
@@ -298,14 +311,14 @@ impl Collective for Group {
     fn send(&self, to: usize, x: View<'_>) {
         assert!(to == (self.rank + 1) % self.size(), "a stage sends to the next one");
         self.in_pieces(x, to, |params| {
-            if let Some(turns) = &self.shared.turns
+            if let Some(turns) = &self.shared.signals.turns
                 && !turns.await_room(self.rank, to)
             {
                 return;
             }
             // SAFETY: see `kernels`: the piece lies in the view, and fits its place.
             self.launched(unsafe { kernels::launch_send(params, self.launch) });
-            if let Some(turns) = &self.shared.turns {
+            if let Some(turns) = &self.shared.signals.turns {
                 self.finish();
                 turns.has_sent(self.rank);
             }
@@ -315,14 +328,14 @@ impl Collective for Group {
     fn receive(&self, from: usize, x: ViewMut<'_>) {
         assert!(self.rank == (from + 1) % self.size(), "a stage receives from the one before");
         self.in_pieces(x.view(), from, |params| {
-            if let Some(turns) = &self.shared.turns
+            if let Some(turns) = &self.shared.signals.turns
                 && !turns.await_message(from)
             {
                 return;
             }
             // SAFETY: as above.
             self.launched(unsafe { kernels::launch_receive(params, self.launch) });
-            if let Some(turns) = &self.shared.turns {
+            if let Some(turns) = &self.shared.signals.turns {
                 self.finish();
                 turns.has_taken(from);
             }
@@ -330,22 +343,26 @@ impl Collective for Group {
     }
 
     fn capturable(&self) -> bool {
-        self.shared.turns.is_none()
+        self.shared.signals.turns.is_none()
+    }
+
+    fn take_unrecorded(&self) -> bool {
+        self.unrecorded.take()
     }
 
     fn abort(&self, reason: &str) {
-        self.shared.stop(reason);
+        self.shared.signals.stop(reason);
     }
 
     fn fault(&self) -> Option<DeviceError> {
-        if let Some(reason) = self.shared.reason() {
+        if let Some(reason) = self.shared.signals.reason() {
             return Some(DeviceError(reason));
         }
-        if let Some(fault) = self.shared.turns.as_ref().and_then(turns::Turns::fault) {
+        if let Some(fault) = self.shared.signals.turns.as_ref().and_then(turns::Turns::fault) {
             return Some(fault);
         }
         let (rank, size) = (self.rank, self.size());
-        let word = self.shared.words[rank].get(FAULT);
+        let word = self.shared.signals.words[rank].get(FAULT);
         let operation = match (word & 0xffff) >> 8 {
             0 => return None,
             1 => "all_reduce",

@@ -1,19 +1,23 @@
 //! NCCL, opened at run time: communicators that never block their caller, end with a deadline, and can be aborted.
 //!
-//! The library has no deadline of its own, so its calls are marked in host memory before and behind, and [`watch`] ends
+//! The library has no deadline of its own, so its calls are marked in host memory before and behind, and a [`Watch`] ends
 //! the communicators when a mark does not move.
+//!
+//! An end waits until the last graph is gone that its communicator's calls were recorded in: whoever has such a graph drops
+//! it before its [`crate::cuda::group::Group`].
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use libloading::Library;
 
 use crate::DeviceError;
-use crate::cuda::group::mail::{BEGUN, ENDED, Shared};
+use crate::cuda::group::signals::{BEGUN, ENDED, Signals};
 use crate::cuda::library;
 
 type Handle = usize;
@@ -133,8 +137,8 @@ pub(crate) struct Communicator {
     /// None: aborted.
     handle: Mutex<Option<Handle>>,
     rank: usize,
-    size: usize,
     deadline: Duration,
+    signals: Arc<Signals>,
 }
 
 /// An array to be summed in place, and the stream to do it in.
@@ -156,9 +160,10 @@ impl Communicator {
         nccl: Arc<Nccl>,
         id: UniqueId,
         rank: usize,
-        size: usize,
         deadline: Duration,
+        signals: Arc<Signals>,
     ) -> Result<Self, DeviceError> {
+        let size = signals.words.len();
         let mut config = Config {
             size: size_of::<Config>(),
             magic: CONFIG_MAGIC,
@@ -175,7 +180,7 @@ impl Communicator {
         let status =
             unsafe { (nccl.functions.init)(&mut handle, size as c_int, id, rank as c_int, &mut config) };
         let doing = format!("to connect rank {rank} of {size}");
-        let communicator = Self { nccl, handle: Mutex::new(Some(handle)), rank, size, deadline };
+        let communicator = Self { nccl, handle: Mutex::new(Some(handle)), rank, deadline, signals };
         match status {
             SUCCESS | IN_PROGRESS => communicator.settle(handle, JOIN_WITHIN, &doing)?,
             failed => communicator.nccl.succeed(failed, &doing)?,
@@ -190,15 +195,16 @@ impl Communicator {
     pub(crate) fn all_reduce(&self, sum: Sum) -> Result<(), DeviceError> {
         const SUM: c_int = 0;
         let dtype = [9, 6, 7][sum.dtype as usize];
+        let (rank, size) = (self.rank, self.signals.words.len());
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = *handle else {
-            return Err(DeviceError(format!("rank {} of {}: NCCL was aborted", self.rank, self.size)));
+            return Err(DeviceError(format!("rank {rank} of {size}: NCCL was aborted")));
         };
         // SAFETY: the array is a view's, summed in place; the handle is live while its lock is held.
         let status = unsafe {
             (self.nccl.functions.all_reduce)(sum.x, sum.x, sum.count, dtype, SUM, handle, sum.stream)
         };
-        let doing = format!("all_reduce on rank {} of {}", self.rank, self.size);
+        let doing = format!("all_reduce on rank {rank} of {size}");
         match status {
             SUCCESS => Ok(()),
             IN_PROGRESS => self.settle(handle, self.deadline, &doing),
@@ -206,7 +212,8 @@ impl Communicator {
         }
     }
 
-    /// Waits until what was begun in the background has been started on the device, or has failed.
+    /// Waits until what was begun in the background has been started on the device, or has failed, or the group was ended:
+    /// the handle's lock is held here, and whoever aborts waits for it.
     fn settle(&self, handle: Handle, within: Duration, doing: &str) -> Result<(), DeviceError> {
         let end = Instant::now() + within;
         loop {
@@ -215,6 +222,9 @@ impl Communicator {
             let status = unsafe { (self.nccl.functions.async_error)(handle, &mut state) };
             self.nccl.succeed(status, doing)?;
             match state {
+                IN_PROGRESS if self.signals.is_stopped() => {
+                    return Err(DeviceError(format!("NCCL failed {doing}: the group was given up")));
+                }
                 IN_PROGRESS if Instant::now() < end => std::thread::yield_now(),
                 IN_PROGRESS => {
                     return Err(DeviceError(format!("NCCL failed {doing}: not done within {within:?}")));
@@ -241,56 +251,70 @@ impl Drop for Communicator {
     }
 }
 
-/// Starts a thread that ends the group's communicators when one of their calls outlasts the deadline, or when the group
-/// was stopped in the midst of one. It ends with the group.
-pub(crate) fn watch(group: Weak<Shared>) -> Result<(), DeviceError> {
-    let look = move || {
-        let mut seen: Vec<(i32, Instant)> = Vec::new();
-        loop {
-            std::thread::sleep(LOOK_EVERY);
-            let Some(group) = group.upgrade() else { return };
-            seen.resize(group.size(), (0, Instant::now()));
-            if has_ended(&group, &mut seen) {
-                return;
-            }
-        }
-    };
-    let started = std::thread::Builder::new().name("nccl watch".to_owned()).spawn(look);
-    started.map(drop).map_err(|error| DeviceError(format!("no thread to watch NCCL: {error}")))
+/// A thread that ends a group's communicators when one of their calls outlasts the deadline, or when the group was stopped
+/// in the midst of one. It ends when this is dropped, so that nothing of the group outlives its ranks.
+pub(crate) struct Watch {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// The same while a group forms, until it is `formed`.
-pub(crate) fn watch_until(group: &Shared, formed: &AtomicBool) {
-    let mut seen = vec![(0, Instant::now()); group.size()];
-    while !group.communicators.is_empty() && !formed.load(Ordering::Acquire) {
-        std::thread::sleep(LOOK_EVERY);
-        if has_ended(group, &mut seen) {
-            return;
+impl Watch {
+    /// Starts to watch.
+    pub(crate) fn start(
+        signals: Arc<Signals>,
+        communicators: Arc<[Communicator]>,
+        deadline: Duration,
+    ) -> Result<Self, DeviceError> {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&over);
+        let look = move || {
+            let mut seen = vec![(0, Instant::now()); communicators.len()];
+            while !told.load(Ordering::Acquire) && !has_ended(&signals, &communicators, deadline, &mut seen) {
+                std::thread::park_timeout(LOOK_EVERY);
+            }
+        };
+        let started = std::thread::Builder::new().name("nccl watch".to_owned()).spawn(look);
+        let thread = started.map_err(|error| DeviceError(format!("no thread to watch NCCL: {error}")))?;
+        Ok(Self { over, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // What it would panic with has been written by then.
+            let _ended = thread.join();
         }
     }
 }
 
 /// Looks once; true when the group's communicators were aborted.
-fn has_ended(group: &Shared, seen: &mut [(i32, Instant)]) -> bool {
+fn has_ended(
+    signals: &Signals,
+    communicators: &[Communicator],
+    deadline: Duration,
+    seen: &mut [(i32, Instant)],
+) -> bool {
     let mut late = None;
-    for (rank, (words, seen)) in group.words.iter().zip(seen).enumerate() {
+    for (rank, (words, seen)) in signals.words.iter().zip(seen).enumerate() {
         let (begun, ended) = (words.get(BEGUN), words.get(ENDED));
         if seen.0 != ended || begun == ended {
             *seen = (ended, Instant::now());
         }
-        if begun != ended && (group.is_stopped() || group.deadline < seen.1.elapsed()) {
+        if begun != ended && (signals.is_stopped() || deadline < seen.1.elapsed()) {
             late = Some(rank);
         }
     }
     let Some(rank) = late else { return false };
-    group.stop(&format!(
-        "all_reduce (NCCL) on rank {rank} of {} did not end within {:?}: another rank did not come to it",
-        group.size(),
-        group.deadline
+    signals.stop(&format!(
+        "all_reduce (NCCL) on rank {rank} of {} did not end within {deadline:?}: another rank did not come to it",
+        communicators.len()
     ));
     // All at the same time: an end may wait for another's.
     std::thread::scope(|scope| {
-        for communicator in &group.communicators {
+        for communicator in communicators {
             scope.spawn(|| communicator.abort());
         }
     });

@@ -49,10 +49,19 @@ fn rank(
     algorithms: &[Algorithm],
     barrier: &Barrier,
 ) -> Result<Vec<Outcome>, DeviceError> {
-    let cuda = Cuda::new(ordinal, DType::BF16)?;
-    let (sums, messages) = (sums.take(&cuda), messages.take(&cuda));
-    let mut cases = Cases { sums, messages, cuda: &cuda, outcomes: Vec::new() };
+    let opened = Cuda::new(ordinal, DType::BF16);
     barrier.wait();
+    // A rank whose GPU does not open is missed by the others, within the deadline.
+    let outcomes = match &opened {
+        Ok(cuda) => Ok(run_cases((sums.take(cuda), messages.take(cuda)), cuda, algorithms)),
+        Err(error) => Err(error.clone()),
+    };
+    barrier.wait();
+    outcomes
+}
+
+fn run_cases((sums, messages): (Group, Group), cuda: &Cuda, algorithms: &[Algorithm]) -> Vec<Outcome> {
+    let mut cases = Cases { sums, messages, cuda, outcomes: Vec::new() };
     for elements in ELEMENTS {
         for dtype in [DType::BF16, DType::F16, DType::F32] {
             cases.all_reduce(algorithms, dtype, elements);
@@ -74,8 +83,7 @@ fn rank(
     for fault in [cases.sums.fault(), cases.messages.fault()].into_iter().flatten() {
         cases.note("device", &fault.to_string(), f32::INFINITY);
     }
-    barrier.wait();
-    Ok(cases.outcomes)
+    cases.outcomes
 }
 
 /// The last rank never comes: the others must have its name in a fault soon, and be released at once by an abort.
