@@ -167,6 +167,10 @@ pub trait Backend: Send {
     /// The oldest step that has ended and was not collected is done: `collect` would not wait.
     fn is_done(&self) -> bool;
 
+    /// Waits until nothing that was started runs any more, whatever became of it: before memory is given back that it, or
+    /// another rank, may use.
+    fn wait_idle(&self) {}
+
     /// Waits for the oldest step that was not collected, ending the one at hand when there is no other, and returns what
     /// its `sample` chose (nothing when none was asked).
     ///

@@ -309,7 +309,15 @@ impl Device {
         if !self.tensor_group.capturable() || !self.stage_group.capturable() {
             return Ok(None);
         }
-        self.backend.record(plan, work)
+        let recorded = self.backend.record(plan, work);
+        let groups = [&self.tensor_group, &self.stage_group];
+        // Both are asked: what one leaves would spoil the next recording.
+        match groups.map(|group| group.take_unrecorded()) {
+            [false, false] => recorded,
+            _ => {
+                recorded.and(Err(DeviceError("the GPU refused to record what ranks do together".to_owned())))
+            }
+        }
     }
 
     /// See [`Backend::replay`].
@@ -321,6 +329,11 @@ impl Device {
     /// See [`Backend::end_step`].
     pub fn end_step(&self) {
         self.backend.end_step();
+    }
+
+    /// See [`Backend::wait_idle`].
+    pub fn wait_idle(&self) {
+        self.backend.wait_idle();
     }
 
     /// See [`Backend::is_done`].

@@ -11,6 +11,7 @@ mod batch;
 mod graphs;
 mod kv_cache;
 mod local;
+mod parting;
 mod rank;
 mod rehearsal;
 mod sampling;

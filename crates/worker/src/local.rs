@@ -15,6 +15,7 @@ use phalanx_device::{Collective, DeviceError};
 use phalanx_model::Place;
 use phalanx_scheduler::step::{Executor, ExecutorError, Step, StepOutput};
 
+use crate::parting::{Hold, holds};
 use crate::rank::Rank;
 
 /// The ranks of one replica.
@@ -70,6 +71,8 @@ enum Order {
 ///
 /// A rank waits for its device only when the caller waits for the step's output. By then the caller has submitted all
 /// that it can, so with two steps in flight the device always has the next one when it is done with one.
+///
+/// A rank that is lost keeps its memory until the executor is dropped: the others' devices may still write there.
 pub struct LocalExecutor {
     ranks: Vec<RankThread>,
     reports: Receiver<Report>,
@@ -109,7 +112,8 @@ impl LocalExecutor {
         let (sender, reports) = mpsc::channel();
         let (ranks, in_flight) = (Vec::new(), VecDeque::new());
         let mut executor = Self { ranks, reports, groups, depth, in_flight, lost: None };
-        for seat in seats {
+        let holds = holds(seats.len());
+        for (seat, hold) in seats.into_iter().zip(holds) {
             let place = seat.place;
             let line = Line { place, reports: sender.clone(), groups: Arc::clone(&executor.groups) };
             let (orders, received) = mpsc::channel();
@@ -118,7 +122,7 @@ impl LocalExecutor {
             let name = format!("rank s{} t{}", place.stage, place.tensor_rank);
             let thread = std::thread::Builder::new()
                 .name(name)
-                .spawn(move || line.live(seat, &*build, &received))
+                .spawn(move || line.live(seat, &*build, &received, hold))
                 .map_err(|error| StartError(format!("a rank's thread could not be started: {error}")))?;
             executor.ranks.push(RankThread { orders: Some(orders), thread: Some(thread) });
         }
@@ -203,6 +207,7 @@ impl Line {
         seat: Seat,
         build: &(impl Fn(Seat) -> Result<Rank, E> + Send + Sync),
         orders: &Receiver<Order>,
+        hold: Hold,
     ) {
         let mut rank = match catch_unwind(AssertUnwindSafe(|| build(seat))) {
             Ok(Ok(rank)) => rank,
@@ -210,15 +215,23 @@ impl Line {
             Err(panic) => return self.lost(&panic_text(&*panic)),
         };
         self.report(Report::Ready);
+        self.obey_all(&mut rank, orders);
+        // What this rank has started may use the others' memory, and what they have started this one's.
+        rank.wait_idle();
+        hold.part();
+    }
+
+    /// Obeys to the end: until there are no more orders, or the rank is lost.
+    fn obey_all(&self, rank: &mut Rank, orders: &Receiver<Order>) {
         while let Ok(order) = orders.recv() {
             // The rank outlives a panic's unwinding, so the others hear of the cause before they miss this one.
-            match catch_unwind(AssertUnwindSafe(|| self.obey(&mut rank, order))) {
+            match catch_unwind(AssertUnwindSafe(|| self.obey(rank, order))) {
                 Ok(Ok(())) => {}
-                Ok(Err(fault)) => return self.give_up(&rank, &fault.to_string()),
-                Err(panic) => return self.give_up(&rank, &panic_text(&*panic)),
+                Ok(Err(fault)) => return self.give_up(rank, &fault.to_string()),
+                Err(panic) => return self.give_up(rank, &panic_text(&*panic)),
             }
         }
-        // Nobody waits for the steps under way any more, but the device still uses what is dropped now.
+        // Nobody waits for the steps under way any more, but the device still uses what is dropped soon.
         while rank.oldest().is_some() && rank.finish().is_ok() {}
     }
 

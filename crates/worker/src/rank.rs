@@ -40,6 +40,8 @@ pub struct RankOptions {
 /// step before sampled ([`ChunkTokens::LastSampled`]) is taken from the device's memory. Logits have the same bits on
 /// every tensor rank and sampling depends on nothing else, so ranks that sample for themselves choose the same tokens.
 pub struct Rank {
+    /// Gone before the device's groups: the end of a library's communicator waits for the graphs its calls are in.
+    graphs: Option<Graphs>,
     device: Device,
     model: Model,
     /// One a layer of this stage.
@@ -52,7 +54,6 @@ pub struct Rank {
     options: RankOptions,
     /// Only on ranks that sample.
     sampler: Option<Sampler>,
-    graphs: Option<Graphs>,
     /// Steps that were started and not finished, oldest first.
     under_way: VecDeque<Arc<Step>>,
 }
@@ -80,7 +81,7 @@ impl Rank {
         // Steps are filled up on every rank alike, whether or not its own groups can be recorded: all add up the same rows.
         let graphs = options.graphs.then(|| Graphs::new(max_tokens.min(max_samples)));
         let under_way = VecDeque::new();
-        Ok(Self { device, model, kv, ids, sampled, place, options, sampler, graphs, under_way })
+        Ok(Self { graphs, device, model, kv, ids, sampled, place, options, sampler, under_way })
     }
 
     /// Where it stands.
@@ -155,6 +156,12 @@ impl Rank {
     /// Ends the waits of the ranks around this one, which is lost.
     pub fn release_others(&self, cause: &str) {
         self.device.abort(cause);
+    }
+
+    /// Waits until nothing runs any more that this rank has started, whatever became of it: what uses its memory, and its
+    /// peers'.
+    pub(crate) fn wait_idle(&self) {
+        self.device.wait_idle();
     }
 
     fn copy_blocks(&mut self, step: &Step) {

@@ -1,6 +1,7 @@
 //! What ranks do together. Every operation has a deadline; a fault is sticky and names rank and operation.
 
 pub mod alone;
+pub mod floor;
 pub mod threads;
 
 use crate::DeviceError;
@@ -49,6 +50,12 @@ pub trait Collective: Send {
     /// Whether a device may record the operations in a graph: false when they wait on the host.
     fn capturable(&self) -> bool {
         true
+    }
+
+    /// Whether something could not be recorded since the last call: what was recorded then is not whole. No fault, for
+    /// nothing of it was carried out.
+    fn take_unrecorded(&self) -> bool {
+        false
     }
 
     /// Ends the waits of all ranks, now and later, with `reason` as the group's fault unless it has one. Any rank may
