@@ -88,7 +88,8 @@ __device__ __forceinline__ uint4 load_vector(const void* x, uint64_t i, uint64_t
     if (begin + kPerVector<T> <= count) return __ldcg(static_cast<const uint4*>(x) + i);
     uint4 short_vector = make_uint4(0, 0, 0, 0);
     for (uint32_t j = 0; begin + j < count; j++) {
-        reinterpret_cast<T*>(&short_vector)[j] = static_cast<const T*>(x)[begin + j];
+        // Not from the nearest cache, which knows nothing of what a peer has written.
+        reinterpret_cast<T*>(&short_vector)[j] = __ldcg(static_cast<const T*>(x) + begin + j);
     }
     return short_vector;
 }
@@ -222,9 +223,11 @@ __device__ __forceinline__ void share_of_two_shots(const AllReduceParams& p, voi
 
 // Meets the peers, whose arrays are ready when they have come: what wrote them was a kernel before this one.
 //
-// The arrays lie at other addresses on other ranks, and in a graph nobody can be asked: so each block is told.
-__device__ __forceinline__ void meet_with_arrays(const AllReduceParams& p, uint32_t call, void* (&arrays)[kMaxRanks]) {
+// The arrays lie at other addresses on other ranks, and in a graph nobody can be asked: so each block is told. False for all
+// of a block after a fault: an address may be missing, or the array have been given up.
+__device__ __forceinline__ bool meet_with_arrays(const AllReduceParams& p, uint32_t call, void* (&arrays)[kMaxRanks]) {
     const uint32_t rank = p.peers.rank, peer = threadIdx.x;
+    bool faulted = false;
     if (peer < p.peers.size) {
         const uint64_t mine = reinterpret_cast<uint64_t>(p.x);
         uint4 theirs = make_uint4(static_cast<uint32_t>(mine), call, static_cast<uint32_t>(mine >> 32), call);
@@ -236,8 +239,9 @@ __device__ __forceinline__ void meet_with_arrays(const AllReduceParams& p, uint3
             } while ((theirs.y != call || theirs.w != call) && !wait.is_over(p.peers, kAllReduce, peer));
         }
         arrays[peer] = reinterpret_cast<void*>(static_cast<uint64_t>(theirs.z) << 32 | theirs.x);
+        faulted = is_faulted(p.peers);
     }
-    __syncthreads();
+    return __syncthreads_or(faulted) == 0;
 }
 
 template <typename T>
@@ -247,17 +251,15 @@ __global__ void __launch_bounds__(kThreads, 2) two_shot(const __grid_constant__ 
     const uint32_t call = p.peers.counts->calls[blockIdx.x] + 1, rank = p.peers.rank, size = p.peers.size;
     if (p.peers.counts->faulted != 0) return;
     __shared__ void* shared_arrays[kMaxRanks];
-    meet_with_arrays(p, call, shared_arrays);
+    // Without a word to the peers, who would take their arrays for summed.
+    if (!meet_with_arrays(p, call, shared_arrays)) return;
     void* arrays[kMaxRanks];
 #pragma unroll
     for (uint32_t r = 0; r < kMaxRanks; r++) arrays[r] = shared_arrays[r];
     const uint64_t vectors = (p.count + kPerVector<T> - 1) / kPerVector<T>;
     const uint64_t share = (vectors + size - 1) / size, begin = rank * share;
     const uint64_t end = begin + share < vectors ? begin + share : vectors;
-    // After a fault an address may be missing.
-    if (!is_faulted(p.peers)) {
-        size == 2 ? share_of_two_shots<T, 2>(p, arrays, begin, end) : share_of_two_shots<T, 0>(p, arrays, begin, end);
-    }
+    size == 2 ? share_of_two_shots<T, 2>(p, arrays, begin, end) : share_of_two_shots<T, 0>(p, arrays, begin, end);
     // Nobody goes on before its peers have written their shares into its array.
     join(p.peers, call + 1, kAllReduce);
     count_call(p.peers, call + 1);

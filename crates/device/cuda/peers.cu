@@ -127,10 +127,15 @@ __global__ void __launch_bounds__(kThreads) receive(const __grid_constant__ Hand
 }
 
 // Tells the host that a library's call is about to begin, or has ended: it has no deadline of its own.
-__global__ void mark(const __grid_constant__ PeerParams p, uint32_t ended) {
-    uint32_t* count = ended != 0 ? &p.counts->ended : &p.counts->begun;
+struct Mark {
+    PeerParams peers;
+    uint32_t ended;
+};
+
+__global__ void mark(const __grid_constant__ Mark p) {
+    uint32_t* count = p.ended != 0 ? &p.peers.counts->ended : &p.peers.counts->begun;
     *count += 1;
-    store_release(p.words + 2 + ended, *count);
+    store_release(p.peers.words + 2 + p.ended, *count);
 }
 
 __device__ __forceinline__ uint32_t pattern(uint64_t i, uint32_t seed) {
@@ -188,22 +193,26 @@ extern "C" cudaError_t launch_receive(HandOverParams params, Launch where) {
     return launch(receive, kHandOverBlocks, kThreads, 0, where, params);
 }
 
+// The launches below start when all before them is done. They return their own result: what the runtime remembers as the
+// last error may be another call's, `cudaErrorNotReady` of an event that was asked for among them.
+template <typename Params>
+cudaError_t launch_alone(void (*kernel)(Params), uint32_t blocks, uint32_t threads, Launch where, const Params& params) {
+    where.overlaps = 0;
+    return launch(kernel, blocks, threads, 0, where, params);
+}
+
 extern "C" cudaError_t launch_mark(PeerParams params, uint32_t ended, Launch where) {
-    mark<<<1, 1, 0, where.stream>>>(params, ended);
-    return cudaGetLastError();
+    return launch_alone(mark, 1, 1, where, Mark{params, ended});
 }
 
 extern "C" cudaError_t launch_fill_pattern(PatternParams params, Launch where) {
-    fill_pattern<<<2 * where.multiprocessors, kThreads, 0, where.stream>>>(params);
-    return cudaGetLastError();
+    return launch_alone(fill_pattern, 2 * where.multiprocessors, kThreads, where, params);
 }
 
 extern "C" cudaError_t launch_compare_pattern(PatternParams params, Launch where) {
-    compare_pattern<<<2 * where.multiprocessors, kThreads, 0, where.stream>>>(params);
-    return cudaGetLastError();
+    return launch_alone(compare_pattern, 2 * where.multiprocessors, kThreads, where, params);
 }
 
 extern "C" cudaError_t launch_chase(PatternParams params, Launch where) {
-    chase<<<1, 1, 0, where.stream>>>(params);
-    return cudaGetLastError();
+    return launch_alone(chase, 1, 1, where, params);
 }

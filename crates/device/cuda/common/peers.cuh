@@ -87,8 +87,10 @@ __device__ __forceinline__ bool is_faulted(const PeerParams& p) {
     return *static_cast<const volatile uint32_t*>(&p.counts->faulted) != 0;
 }
 
-// No rank is as many calls ahead of another: the mailboxes' turns forbid it.
-constexpr uint32_t kFarAhead = 1 << 16;
+// No counter is as far ahead of what is waited for: the mailboxes' turns forbid more than a call or two, a ring more messages
+// than it has places. The fewer the better: a block's counter that was last set 2^32 calls ago, less so many, would be taken
+// for this call's.
+constexpr uint32_t kFarAhead = 64;
 
 // A wait's patience: looked at once in so many turns, for the host's memory is far away.
 struct Wait {
