@@ -155,7 +155,7 @@ impl CublasLt {
     /// # Errors
     /// The library or a function of it is not found.
     pub(crate) fn open(folders: &[PathBuf], workspace_bytes: usize) -> Result<Self, DeviceError> {
-        let library = library::open(&["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"], folders)?;
+        let library = library::open(&library::CUBLASLT, folders)?;
         let missing = |error: libloading::Error| DeviceError(format!("cuBLASLt is too old: {error}"));
         // SAFETY: the types are those of cublasLt.h, the same in versions 12 and 13.
         unsafe {

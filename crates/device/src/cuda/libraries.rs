@@ -38,7 +38,7 @@ fn nvml() -> Known<(String, String)> {
 }
 
 fn cublaslt(folders: &[PathBuf]) -> Known<(String, String)> {
-    let opened = library::open(&["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"], folders);
+    let opened = library::open(&library::CUBLASLT, folders);
     let library = opened.map_err(|error| error.to_string())?;
     // SAFETY: the type is that of cublasLt.h; the function reads a constant.
     let version = unsafe {
@@ -55,7 +55,7 @@ fn cublaslt(folders: &[PathBuf]) -> Known<(String, String)> {
 /// # Errors
 /// It is not there, or no NCCL.
 pub fn nccl(folders: &[PathBuf]) -> Known<(String, String)> {
-    let library = library::open(&["libnccl.so.2"], folders).map_err(|error| error.to_string())?;
+    let library = library::open(&library::NCCL, folders).map_err(|error| error.to_string())?;
     let mut version = 0;
     // SAFETY: the type is that of nccl.h; the function writes one integer.
     let code = unsafe {

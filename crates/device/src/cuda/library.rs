@@ -6,6 +6,11 @@ use libloading::Library;
 
 use crate::DeviceError;
 
+/// What cuBLASLt's file is called, the newest first.
+pub(crate) const CUBLASLT: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+/// What NCCL's file is called.
+pub(crate) const NCCL: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
 /// Where Python keeps packages that were installed for everyone.
 const SYSTEM_ENVIRONMENTS: [&str; 2] = ["/usr/local", "/usr"];
 

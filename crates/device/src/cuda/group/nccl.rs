@@ -88,7 +88,7 @@ impl Nccl {
             // library guards its own table of the environment.
             unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) };
         }
-        let library = library::open(&["libnccl.so.2", "libnccl.so"], folders)?;
+        let library = library::open(&library::NCCL, folders)?;
         let missing = |error: libloading::Error| DeviceError(format!("NCCL is too old: {error}"));
         // SAFETY: the types are those of nccl.h since 2.14.
         unsafe {
