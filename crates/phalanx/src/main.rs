@@ -21,6 +21,7 @@ mod launch;
 mod layout;
 mod limits;
 mod no_room;
+mod other_flags;
 mod parse;
 mod plan;
 mod progress;
@@ -43,7 +44,7 @@ const FAILED: u8 = 1;
 const NO_MODEL: u8 = 3;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| other_flags::explained(error).exit());
     start_log(&cli.log);
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args),
