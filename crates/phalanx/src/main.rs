@@ -20,6 +20,7 @@ mod gpu;
 mod launch;
 mod layout;
 mod limits;
+mod log;
 mod no_room;
 mod other_flags;
 mod parse;
@@ -35,9 +36,9 @@ mod top;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
+use log::Log;
 
 /// Exit codes: 0 done, 1 failed while running, 2 wrong arguments (clap's), 3 the model could not be found or loaded.
 const FAILED: u8 = 1;
@@ -45,7 +46,13 @@ const NO_MODEL: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| other_flags::explained(error).exit());
-    start_log(&cli.log);
+    let log = match Log::start(&cli.log) {
+        Ok(log) => log,
+        Err(error) => {
+            terminal::complain(&error.into());
+            return ExitCode::from(FAILED);
+        }
+    };
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Chat(args) => chat::run(&args),
@@ -56,21 +63,12 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Top(args) => top::run(&args),
     };
+    log.flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal::complain(&error);
             ExitCode::from(if error.is::<files::NoModel>() { NO_MODEL } else { FAILED })
         }
-    }
-}
-
-/// Logs go to standard error: standard output is for answers and tables. People get lines, programs get JSON.
-fn start_log(level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match terminal::is_attended() {
-        true => log.with_target(false).compact().init(),
-        false => log.json().init(),
     }
 }

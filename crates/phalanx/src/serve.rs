@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use phalanx_model::layout::choose::Objective;
 use phalanx_server::{Cors, ModelCard, Server, ServerOptions, ServerState};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use crate::args::ServeArgs;
@@ -24,6 +25,7 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let address = SocketAddr::new(args.host, args.port);
     warn_of_open_door(args);
+    open_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -90,6 +92,15 @@ fn warn_of_open_door(args: &ServeArgs) {
             "listening on {} without --api-key: everybody who reaches this machine can use the model",
             args.host
         );
+    }
+}
+
+/// Lets this process open as many files as it may: each connection is one, and the usual limit is 1,024.
+fn open_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -33,19 +35,104 @@ fn phalanx(arguments: &[&str]) -> Command {
 fn a_crowd_of_256_loses_nothing_and_leaves_nothing() {
     let python = std::env::var("PHALANX_TEST_PYTHON")
         .expect("PHALANX_TEST_PYTHON must name a Python with the package requests: run scripts/test");
-    let mut server = phalanx(&["serve", "--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
-    let mut told = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let address = told.find_map(|line| Some(line.split_once(" at ")?.1.to_owned()));
+    let (mut server, told, address) = served();
     // Someone has to read the rest, or the server would wait for room in the pipe.
-    std::thread::spawn(move || told.for_each(drop));
-    let crowd = Command::new(&python)
-        .arg(root().join("tests/clients/crowd.py"))
-        .arg(address.expect("the server tells its address"))
-        .output()
-        .unwrap();
+    std::thread::spawn(move || told.lines().for_each(drop));
+    let crowd =
+        Command::new(&python).arg(root().join("tests/clients/crowd.py")).arg(address).output().unwrap();
     server.kill().unwrap();
     server.wait().unwrap();
     assert!(crowd.status.success(), "{}", said(&crowd));
+}
+
+/// A server of the tiny model, the rest of what it will tell, and its address.
+fn served() -> (Child, BufReader<ChildStderr>, String) {
+    started(phalanx(&["serve", "--port", "0"]))
+}
+
+fn started(mut command: Command) -> (Child, BufReader<ChildStderr>, String) {
+    let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(server.stderr.take().unwrap());
+    let address = told.by_ref().lines().map(Result::unwrap);
+    let address = address.into_iter().find_map(|line| Some(line.split_once(" at ")?.1.to_owned()));
+    (server, told, address.expect("the server tells its address"))
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_no_request_waiting() {
+    // Once the reader stands still, as a hanging log collector does, and once it is gone.
+    for gone in [false, true] {
+        let (mut server, told, address) = served();
+        let held = (!gone).then_some(told);
+        let client = ureq::Agent::config_builder().http_status_as_error(false);
+        let client = client.timeout_global(Some(Duration::from_secs(60))).build().new_agent();
+        // Each is a line of more than 200 bytes, and a pipe holds 65,536.
+        for request in 0..500 {
+            let answer = client.post(format!("{address}/generate")).send_json(json!({ "prompt": "" }));
+            let status = answer.map(|answer| answer.status().as_u16());
+            assert!(matches!(status, Ok(400)), "request {request}, reader gone: {gone}: {status:?}");
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+        drop(held);
+    }
+}
+
+#[test]
+fn more_clients_than_files_are_allowed_at_first_are_answered() {
+    let inner = phalanx(&["serve", "--port", "0"]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 64 && exec \"$0\" \"$@\""])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    let (mut server, told, address) = started(command);
+    let idle: Vec<TcpStream> =
+        (0..100).map(|_| TcpStream::connect(address.trim_start_matches("http://")).unwrap()).collect();
+    let client =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).build().new_agent();
+    let health = client.get(format!("{address}/health")).call().map(|answer| answer.status().as_u16());
+    assert!(matches!(health, Ok(200)), "{health:?}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    drop((idle, told));
+}
+
+#[test]
+fn a_chat_goes_on_after_bytes_that_are_no_text() {
+    let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chat.jinja");
+    std::fs::write(&template, "{% for message in messages %}{{ message.content }}{% endfor %}").unwrap();
+    let mut command = phalanx(&["chat", "--max-tokens", "2"]);
+    command.arg("--chat-template").arg(&template);
+    let mut chat =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(b"one\n\xff\xfe\nthree\n").unwrap();
+    let output = chat.wait_with_output().unwrap();
+    let answers = String::from_utf8_lossy(&output.stderr).matches("tokens/s").count();
+    assert_eq!((output.status.code(), answers), (Some(0), 3), "{}", said(&output));
+}
+
+#[test]
+fn output_that_cannot_be_kept_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_phalanx"))
+        .arg("plan")
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("cannot be written"), "{}", said(&output));
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let usual = phalanx(&["generate", "--prompt", "x"]);
+    // The tokenizer is the last argument.
+    let arguments = usual.get_args().take(usual.get_args().count() - 1);
+    let output = Command::new(usual.get_program()).args(arguments).arg("/no/such/file").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert_eq!(said(&output).matches("os error 2").count(), 1, "{}", said(&output));
 }
 
 fn said(output: &Output) -> String {

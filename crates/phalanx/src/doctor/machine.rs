@@ -67,7 +67,8 @@ fn memory(available: Option<usize>) -> Finding {
 /// What the system allows this process.
 pub(crate) fn limits() -> Vec<Finding> {
     let (files, locked) = (getrlimit(Resource::Nofile), getrlimit(Resource::Memlock));
-    vec![open_files(files.current), locked_memory(locked.current)]
+    // A server raises its own limit to the most that is allowed.
+    vec![open_files(files.maximum), locked_memory(locked.current)]
 }
 
 fn open_files(limit: Option<u64>) -> Finding {
