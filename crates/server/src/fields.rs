@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
-use axum::body::{self, Body};
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -219,6 +220,12 @@ impl FromRequest<Shared> for Fields {
                 format!("Send JSON, with the header `Content-Type: application/json`, not {declared:?}.");
             return Err(ApiError::transport(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
+        if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING).filter(|name| *name != "identity")
+        {
+            let message =
+                format!("Send the body as it is, without `Content-Encoding: {}`.", readable(encoding));
+            return Err(ApiError::transport(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
         let limit = state.options.body_limit_bytes;
         let length =
             parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -229,26 +236,39 @@ impl FromRequest<Shared> for Fields {
         if length.is_some_and(|length: usize| limit < length) {
             return Err(too_large());
         }
-        let bytes = read(content, limit, state.options.body_timeout).await?.ok_or_else(too_large)?;
-        Self::parse(&bytes)
+        let patience = state.options.body_timeout;
+        match tokio::time::timeout(patience, read(content, limit)).await {
+            Ok(bytes) => Self::parse(&bytes?.ok_or_else(too_large)?),
+            Err(_) => {
+                let message = format!("The body did not arrive within {} seconds.", patience.as_secs());
+                Err(ApiError::transport(StatusCode::REQUEST_TIMEOUT, message))
+            }
+        }
     }
 }
 
 /// Reads a whole body; `None` when it is longer than `limit`.
-async fn read(
-    content: Body,
-    limit: usize,
-    patience: std::time::Duration,
-) -> Result<Option<body::Bytes>, ApiError> {
-    match tokio::time::timeout(patience, body::to_bytes(content, limit)).await {
-        Ok(Ok(bytes)) => Ok(Some(bytes)),
-        // Either the limit or a broken connection, to whose client no answer can be sent anyway.
-        Ok(Err(_)) => Ok(None),
-        Err(_) => {
-            let message = format!("The body did not arrive within {} seconds.", patience.as_secs());
-            Err(ApiError::transport(StatusCode::REQUEST_TIMEOUT, message))
+///
+/// # Errors
+/// The connection ends before the body does, or its chunks are malformed.
+async fn read(content: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiError> {
+    let mut pieces = content.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|_| {
+            ApiError::malformed("The body ends early, or the lengths of its chunks are wrong.")
+        })?;
+        if limit < bytes.len() + piece.len() {
+            return Ok(None);
         }
+        bytes.extend_from_slice(&piece);
     }
+    Ok(Some(bytes))
+}
+
+/// A header's value in a sentence, whatever its bytes are.
+fn readable(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 /// Whether a media type is JSON, as `application/json; charset=utf-8` or `application/problem+json`.

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod connection;
 mod error;
 mod families;
 mod fields;

@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::auth::require_key;
+use crate::connection::Patient;
 use crate::error::ApiError;
 use crate::openai::{chat, completions, models};
 use crate::state::{Inner, ServerState, Shared};
@@ -26,6 +27,8 @@ use crate::{generate, health, metrics, observe, tokenize, ui};
 
 /// How long to wait before accepting again when the system has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A request's head may be as long, and a connection buffers no more than this of its body or answer.
+const HEAD_LIMIT_BYTES: usize = 64 << 10;
 /// How often a draining server looks whether its requests are complete.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long connections may take to send what is left when all requests are complete.
@@ -87,6 +90,7 @@ impl Server {
         let mut http = http1::Builder::new();
         // Also how long a connection may be idle between two requests.
         http.timer(TokioTimer::new()).header_read_timeout(self.state.options.idle_timeout);
+        http.max_buf_size(HEAD_LIMIT_BYTES);
         let service = TowerToHyperService::new(self.router());
         loop {
             let connection = match listener.accept().await {
@@ -101,6 +105,7 @@ impl Server {
             if let Err(error) = connection.set_nodelay(true) {
                 tracing::debug!(%error, "a connection keeps Nagle's algorithm");
             }
+            let connection = Patient::new(connection, self.state.options.write_timeout);
             let serving = http.serve_connection(TokioIo::new(connection), service.clone());
             let serving = connections.watch(serving);
             tokio::spawn(async move {

@@ -59,6 +59,8 @@ pub struct ServerOptions {
     pub body_timeout: Duration,
     /// A connection whose next request has not begun, or whose head has not arrived, for this long is closed.
     pub idle_timeout: Duration,
+    /// A client that takes nothing of its answer for this long is cut off, and its request aborted.
+    pub write_timeout: Duration,
     /// A stream that is silent for this long carries a comment, so that proxies keep it open.
     pub ping_interval: Duration,
     /// Prompts one request may hold.
@@ -82,6 +84,7 @@ impl Default for ServerOptions {
             body_timeout: Duration::from_secs(60),
             // Longer than the minute that clients and balancers keep idle connections, so that they close them, not we.
             idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(10),
             max_prompts: 256,
             max_answers: 256,

@@ -1,5 +1,8 @@
 //! A client that goes away takes its request with it, however it asked.
 
+use std::time::Duration;
+
+use phalanx_server::ServerOptions;
 use serde_json::{Value, json};
 
 use crate::client::{JSON, begin, get, open, post};
@@ -26,6 +29,17 @@ async fn leave(path: &str, body: Value, sequences: usize) {
     server.until(|figures| figures.live_requests == 0 && figures.scheduler.used_blocks == 0).await;
     let figures = server.engine.metrics();
     assert_eq!(figures.finished.abort, sequences as u64, "it was aborted, it did not end: {figures:?}");
+    assert_eq!(get(server.address, "/health").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stays_and_reads_nothing_is_cut_off() {
+    let options = ServerOptions { write_timeout: Duration::from_millis(20), ..ServerOptions::default() };
+    let server = Running::with(Setup { options, ..Setup::default() }).await;
+    let body = json!({ "prompt": endless(), "max_tokens": 1_000_000, "stream": true }).to_string();
+    let staying = open(server.address, "POST /v1/completions", JSON, &body).await;
+    server.until(|figures| figures.finished.abort == 1 && figures.live_requests == 0).await;
+    drop(staying);
     assert_eq!(get(server.address, "/health").await.status, 200);
 }
 

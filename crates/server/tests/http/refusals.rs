@@ -234,6 +234,7 @@ async fn transport_errors_have_the_same_shape() {
         ("POST /generate", JSON, long.as_str(), 413),
         ("POST /generate", form, "{}", 415),
         ("POST /generate", "", "{}", 415),
+        ("POST /generate", "content-type: application/json\r\ncontent-encoding: gzip\r\n", "{}", 415),
         ("GET /nowhere", "", "", 404),
         ("GET /v1", "", "", 404),
         ("GET /assets/x", "", "", 404),
@@ -256,6 +257,24 @@ async fn transport_errors_have_the_same_shape() {
     let body = format!("{:x}\r\n{long}\r\n0\r\n\r\n", long.len());
     let response = send_without_length(server.address, chunked, &body).await;
     assert_eq!(response, 413);
+    // A body that is broken off or garbled is no body that is too large.
+    let response = send_without_length(server.address, chunked, "zz\r\n").await;
+    assert_eq!(response, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_has_a_limit() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = Running::start().await;
+    let mut connection = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let head = format!("GET /health HTTP/1.1\r\nhost: test\r\nx: {}\r\n\r\n", "a".repeat(200_000));
+    // The server may close before it has read everything, which resets the connection.
+    connection.write_all(head.as_bytes()).await.ok();
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).await.ok();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    assert_eq!(get(server.address, "/health").await.status, 200);
 }
 
 /// Sends a chunked `/generate` request and returns its status.
