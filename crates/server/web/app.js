@@ -92,9 +92,14 @@ async function answer(conversation) {
   composer.focus();
 }
 
-/** The request for the next message. Failed answers are not part of the conversation. */
+/**
+ * The request for the next message. Failed answers are not part of the conversation, nor are questions that the server
+ * refused: one that was too long would have every question after it refused.
+ */
 function request(conversation) {
-  const said = conversation.messages.filter((message) => message.content).map(({ role, content }) => ({ role, content }));
+  const { messages } = conversation;
+  const counts = (message, index) => message.content && !messages[index + 1]?.error?.refused;
+  const said = messages.filter(counts).map(({ role, content }) => ({ role, content }));
   const system = conversation.system ? [{ role: "system", content: conversation.system }] : [];
   return { messages: [...system, ...said], ...store.sampling() };
 }
@@ -123,7 +128,8 @@ function inWords(error) {
   if (!error.status) return { title: "The server did not answer", message: "It may have stopped, or the network is down." };
   const titles = { 400: "The server refused this", 401: "The server wants an API key", 404: "Not found", 413: "Too large", 429: "The server is full", 503: "The server is not available" };
   const detail = [error.param && `field ${error.param}`, error.code].filter(Boolean).join(", ");
-  return { title: titles[error.status] ?? "The answer failed", message: error.message, detail };
+  const refused = error.status === 400 || error.status === 413;
+  return { title: titles[error.status] ?? "The answer failed", message: error.message, detail, refused };
 }
 
 /** Draws the conversation on screen. */
