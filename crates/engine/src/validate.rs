@@ -57,7 +57,7 @@ pub(crate) fn lower(request: Request, limits: &Limits) -> Result<Lowered, Reques
     check_sampling(&request.sampling, limits)?;
     check_stop(&request.stop, limits)?;
     let salt_bytes = request.cache_salt.as_ref().map_or(0, String::len);
-    check_range("cache_salt", salt_bytes, 0, MAX_STRING_BYTES)?;
+    check_count("cache_salt", "bytes", salt_bytes, MAX_STRING_BYTES)?;
     let max_new_tokens = answer_len(&request, limits)?;
     check_range("min_tokens", request.stop.min_tokens, 0, max_new_tokens)?;
     let mut stop_token_ids = request.stop.token_ids.clone();
@@ -129,7 +129,7 @@ fn check_sampling(sampling: &Sampling, limits: &Limits) -> Result<(), RequestErr
     check_number("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0)?;
     check_number("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
     check_number("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
-    check_range("logit_bias", sampling.logit_bias.len(), 0, MAX_LOGIT_BIAS)?;
+    check_count("logit_bias", "tokens", sampling.logit_bias.len(), MAX_LOGIT_BIAS)?;
     check_tokens("logit_bias", sampling.logit_bias.iter().map(|(token, _)| *token), limits)?;
     for (_, bias) in &sampling.logit_bias {
         check_number("logit_bias", *bias, -100.0, 100.0)?;
@@ -138,14 +138,14 @@ fn check_sampling(sampling: &Sampling, limits: &Limits) -> Result<(), RequestErr
 }
 
 fn check_stop(stop: &Stop, limits: &Limits) -> Result<(), RequestError> {
-    check_range("stop", stop.strings.len(), 0, MAX_STOP_STRINGS)?;
+    check_count("stop", "strings", stop.strings.len(), MAX_STOP_STRINGS)?;
     for string in &stop.strings {
         if string.is_empty() {
             return Err(invalid("stop", "a stop string is empty".to_owned()));
         }
-        check_range("stop", string.len(), 1, MAX_STRING_BYTES)?;
+        check_count("stop", "bytes in one string", string.len(), MAX_STRING_BYTES)?;
     }
-    check_range("stop_token_ids", stop.token_ids.len(), 0, MAX_STOP_TOKENS)?;
+    check_count("stop_token_ids", "tokens", stop.token_ids.len(), MAX_STOP_TOKENS)?;
     check_tokens("stop_token_ids", stop.token_ids.iter().copied(), limits)
 }
 
@@ -175,6 +175,14 @@ fn check_range<T: Copy + PartialOrd + std::fmt::Display>(
         return Ok(());
     }
     Err(invalid(field, format!("{field}: {value} is not in the range from {least} to {most}")))
+}
+
+/// How many of something a field may have; `what` are they.
+fn check_count(field: &'static str, what: &str, count: usize, most: usize) -> Result<(), RequestError> {
+    if count <= most {
+        return Ok(());
+    }
+    Err(invalid(field, format!("{field} has {count} {what}: at most {most} are taken")))
 }
 
 /// As [`check_range`]; NaN and infinity are in no range.

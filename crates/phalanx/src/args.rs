@@ -11,8 +11,8 @@ use phalanx_model::layout::cards::{Card, parse_gpus};
 use crate::cards::VERSION;
 use crate::launch::{GPU_BLOCK_SIZE, GPU_SHARE};
 use crate::parse::{
-    parse_block_size, parse_bytes, parse_count, parse_devices, parse_log, parse_seconds, parse_share,
-    parse_tokens,
+    parse_block_size, parse_bytes, parse_count, parse_devices, parse_host, parse_log, parse_seconds,
+    parse_share, parse_tokens,
 };
 pub(crate) use bench::{BenchArgs, BenchKind};
 
@@ -282,7 +282,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     /// The address to listen on.
-    #[arg(long, default_value = "127.0.0.1", help_heading = "HTTP")]
+    #[arg(long, default_value = "127.0.0.1", help_heading = "HTTP", value_parser = parse_host)]
     pub(crate) host: IpAddr,
     /// The port to listen on; 0 takes a free one.
     #[arg(long, short, default_value_t = 8000, help_heading = "HTTP")]
@@ -407,7 +407,7 @@ pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) hub: HubArgs,
     /// The address a server would listen on.
-    #[arg(long, default_value = "127.0.0.1", conflicts_with = "instead")]
+    #[arg(long, default_value = "127.0.0.1", conflicts_with = "instead", value_parser = parse_host)]
     pub(crate) host: IpAddr,
     /// The port a server would listen on.
     #[arg(long, short, default_value_t = 8000, conflicts_with = "instead")]

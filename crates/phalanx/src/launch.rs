@@ -383,8 +383,10 @@ fn cpu_blocks(
     let available = phalanx_device::cpu::memory::available().unwrap_or(UNKNOWN_MEMORY_BYTES);
     if available < fixed {
         bail!(
-            "the model needs {} and {} of memory are free: take a smaller or quantised model, or another --dtype",
+            "the model needs {}, {} of them for weights, and {} of memory are free: take a smaller or quantised model or \
+             another --dtype, or lower --max-num-batched-tokens or --max-num-seqs",
             gib(fixed),
+            gib(plans.iter().map(|plan| plan.weights_bytes).sum::<usize>() * replicas),
             gib(available)
         );
     }
@@ -414,7 +416,12 @@ fn fit_context(config: &mut ModelConfig, held: usize, args: &EngineArgs) -> Resu
         return Ok(());
     }
     let asked = config.max_model_len;
-    if args.max_model_len.is_some() || held == 0 {
+    if held == 0 {
+        bail!(
+            "the KV cache has no room for one block of tokens: raise --kv-cache-memory (CPU) or --gpu-memory-utilization"
+        );
+    }
+    if args.max_model_len.is_some() {
         bail!(
             "the KV cache holds {held} tokens but a sequence may have {asked}: lower --max-model-len to {held}, or raise \
              --kv-cache-memory (CPU) or --gpu-memory-utilization"

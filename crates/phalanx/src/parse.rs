@@ -1,5 +1,7 @@
 //! Values of arguments: texts as people write them, and what is wrong with the others.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use phalanx_model::layout::Layout;
 use phalanx_model::layout::cards::MOST_GPUS;
 
@@ -50,6 +52,16 @@ pub(crate) fn parse_devices(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=MOST_GPUS).contains(&count) => Ok(count),
         _ => Err(format!("{text:?} is no number of devices: from 1 to {MOST_GPUS}")),
+    }
+}
+
+/// An address of this machine, or `localhost`.
+pub(crate) fn parse_host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        _ => text.parse().map_err(|_| {
+            format!("{text:?} is no address: 127.0.0.1 (this machine only), 0.0.0.0 (everybody), or one of this machine's")
+        }),
     }
 }
 
@@ -187,6 +199,16 @@ mod tests {
         assert_eq!(parse_crowd("512x1k+256"), Ok(crowd));
         for wrong in ["", "512", "512x1024", "0x1+1", "512x1024+0", "x1+1", "1024+256"] {
             assert!(parse_crowd(wrong).unwrap_err().contains("512x1024+256"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_an_address_or_localhost() {
+        for (text, address) in [("localhost", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("::1", "::1")] {
+            assert_eq!(parse_host(text).map(|host| host.to_string()), Ok(address.to_owned()));
+        }
+        for wrong in ["", "example.org", "127.0.0.1:80", "http://127.0.0.1"] {
+            assert!(parse_host(wrong).is_err_and(|error| error.contains("0.0.0.0")), "{wrong}");
         }
     }
 

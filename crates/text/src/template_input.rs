@@ -61,11 +61,14 @@ fn joined_text(parts: &[Value], field: &str) -> Result<String, TextError> {
             _ => None,
         };
         let Some(text) = text else {
-            let kind = part["type"].as_str().unwrap_or("unknown");
-            return Err(TextError::Conversation {
-                field: format!("{field}[{index}]"),
-                fault: format!("this model reads only text, but the part is of the type `{kind}`"),
-            });
+            let fault = match part["type"].as_str() {
+                Some("text") => "a part of the type `text` must have a `text`, which is a string".to_owned(),
+                Some(kind) => {
+                    format!("this model reads only text, but the part is of the type `{kind}`")
+                }
+                None => "a part must be an object with `type` and `text`".to_owned(),
+            };
+            return Err(TextError::Conversation { field: format!("{field}[{index}]"), fault });
         };
         texts.push(text);
     }

@@ -246,7 +246,7 @@ fn faults_are_sentences() {
     let plain = RenderOptions::default();
     let both = RenderOptions { continue_final_message: true, ..RenderOptions::default() };
     let image = json!([{ "type": "image_url", "image_url": {} }]);
-    let cases: [(Vec<Value>, &RenderOptions, &str); 7] = [
+    let cases: [(Vec<Value>, &RenderOptions, &str); 9] = [
         (vec![json!("hi")], &plain, "messages[0]: a message must be an object with `role` and `content`"),
         (
             vec![json!({ "content": "x" })],
@@ -257,6 +257,16 @@ fn faults_are_sentences() {
             vec![user("x"), user(image)],
             &plain,
             "messages[1].content[0]: this model reads only text, but the part is of the type `image_url`",
+        ),
+        (
+            vec![user(json!([{ "type": "text", "text": null }]))],
+            &plain,
+            "messages[0].content[0]: a part of the type `text` must have a `text`, which is a string",
+        ),
+        (
+            vec![user(json!([5]))],
+            &plain,
+            "messages[0].content[0]: a part must be an object with `type` and `text`",
         ),
         (
             vec![user("x")],

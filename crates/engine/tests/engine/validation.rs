@@ -68,6 +68,22 @@ fn values_out_of_range_are_refused_by_name() {
 }
 
 #[test]
+fn a_count_is_told_with_what_is_counted() {
+    let engine = start(options(), Fake::free_running(1));
+    for (request, expected) in [
+        (
+            with(|r| r.stop.strings = vec!["x".repeat(1025)]),
+            "stop has 1025 bytes in one string: at most 1024",
+        ),
+        (with(|r| r.stop.strings = vec!["x".to_owned(); 17]), "stop has 17 strings: at most 16"),
+        (with(|r| r.cache_salt = Some("x".repeat(1025))), "cache_salt has 1025 bytes: at most 1024"),
+    ] {
+        let message = engine.submit(request).expect_err(expected).to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_the_context_is_refused_in_the_known_words() {
     let engine = start(options(), Fake::free_running(1));
     let full = vec![1; 128];
