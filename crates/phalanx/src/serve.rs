@@ -23,6 +23,7 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 
 /// Serves until told to stop.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
+    check_lists(args)?;
     let address = SocketAddr::new(args.host, args.port);
     warn_of_open_door(args);
     open_many_files();
@@ -79,6 +80,22 @@ fn server_state(args: &ServeArgs, files: &ModelFiles, launched: &Launched) -> Se
             .chain(gauges::grown(launched))
             .collect(),
     }
+}
+
+/// Refuses a command line on which a list may have swallowed the model, as `serve --api-key KEY MODEL` does.
+fn check_lists(args: &ServeArgs) -> Result<()> {
+    if args.model.written().is_some() {
+        return Ok(());
+    }
+    for (flag, values) in [("--api-key", &args.api_keys), ("--served-model-name", &args.served_model_name)] {
+        if 1 < values.len() {
+            bail!(
+                "{flag} took {} values, which left no MODEL: write MODEL first, or --model MODEL",
+                values.len()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The keys; an empty one, as an unset variable of a compose file gives it, is none.

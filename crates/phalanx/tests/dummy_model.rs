@@ -126,6 +126,17 @@ fn output_that_cannot_be_kept_is_a_failure() {
 }
 
 #[test]
+fn a_list_does_not_swallow_the_model() {
+    for flag in ["--api-key", "--served-model-name"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+        let output =
+            command.args(["serve", "--port", "0", "--offline", flag, "x", "/no/such.gguf"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("MODEL first"), "{}", said(&output));
+    }
+}
+
+#[test]
 fn a_cause_is_told_once() {
     let usual = phalanx(&["generate", "--prompt", "x"]);
     // The tokenizer is the last argument.
