@@ -362,6 +362,9 @@ pub(crate) struct PlanArgs {
     /// A size of Qwen2.5, a folder or a .gguf file [default: all sizes of Qwen2.5].
     #[arg(long, short, value_name = "MODEL")]
     pub(crate) model: Option<String>,
+    /// The same as --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub(crate) positional_model: Option<String>,
     /// The type that GPUs compute and keep weights in, 16 bits. `auto`: half where they are stored so (and for GGUF
     /// files), else bfloat16.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]

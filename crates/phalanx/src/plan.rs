@@ -63,11 +63,12 @@ struct Row {
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
+    let written = args.model.as_deref().or(args.positional_model.as_deref());
     if let Some((count, card)) = &args.gpus {
-        let model = models(Some(args.model.as_deref().unwrap_or(layout::MODEL)), args)?.remove(0);
+        let model = models(Some(written.unwrap_or(layout::MODEL)), args)?.remove(0);
         return layout::plan(args, &model, &Machine::listed(*count, card.clone()));
     }
-    let models = models(args.model.as_deref(), args)?;
+    let models = models(written, args)?;
     let mut rows = Vec::new();
     for model in &models {
         rows.extend(layouts(args.devices).map(|layout| row(args, model, layout)));

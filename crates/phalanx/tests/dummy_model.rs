@@ -126,6 +126,18 @@ fn output_that_cannot_be_kept_is_a_failure() {
 }
 
 #[test]
+fn a_plan_takes_its_model_as_a_server_does() {
+    let plan = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+        let output = command.args(["plan", "--json"]).args(arguments).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)))
+    };
+    let named = plan(&["--model", "Qwen2.5-7B-Instruct"]);
+    assert_eq!(plan(&["Qwen2.5-7B-Instruct"]), named);
+    assert_ne!(plan(&[]), named);
+}
+
+#[test]
 fn a_list_does_not_swallow_the_model() {
     for flag in ["--api-key", "--served-model-name"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
