@@ -181,6 +181,9 @@ fn check_message(message: &mut Value, path: &str) -> Result<(), ApiError> {
         "system" | "user" | "assistant" | "tool" => {}
         _ => return invalid(".role", "a role must be `system`, `developer`, `user`, `assistant` or `tool`"),
     }
+    if let Some((field, fault)) = fields.get("tool_calls").and_then(fault_of_calls) {
+        return invalid(&field, fault);
+    }
     match fields.get("content") {
         Some(Value::String(_) | Value::Array(_)) => Ok(()),
         // An assistant that called tools said nothing; templates print an empty text.
@@ -190,6 +193,21 @@ fn check_message(message: &mut Value, path: &str) -> Result<(), ApiError> {
         }
         _ => invalid(".content", "the content must be a string or an array of parts"),
     }
+}
+
+/// What is wrong with the calls of a message, and where: templates print a name and arguments of each.
+fn fault_of_calls(calls: &Value) -> Option<(String, &'static str)> {
+    let calls = match calls {
+        Value::Null => return None,
+        Value::Array(calls) => calls,
+        _ => return Some((".tool_calls".to_owned(), "the calls must be an array")),
+    };
+    let named = |call: &Value| call["function"]["name"].is_string() || call["name"].is_string();
+    let nameless = calls.iter().position(|call| !named(call))?;
+    Some((
+        format!(".tool_calls[{nameless}]"),
+        "a call must have a `function` with a `name`, which is a string",
+    ))
 }
 
 /// Notes the keys of a message and its parts that no template of this family reads, each once, with its first path.

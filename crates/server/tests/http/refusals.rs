@@ -40,6 +40,12 @@ fn wrong_types() -> Vec<Refused> {
         (CHAT, json!({ "messages": [{ "role": "wizard", "content": "x" }] }), "messages[0].role"),
         (CHAT, json!({ "messages": [{ "role": "user" }] }), "messages[0].content"),
         (CHAT, json!({ "messages": [{ "role": "user", "content": 5 }] }), "messages[0].content"),
+        (CHAT, json!({ "messages": [{ "role": "assistant", "tool_calls": "x" }] }), "messages[0].tool_calls"),
+        (
+            CHAT,
+            json!({ "messages": [{ "role": "assistant", "tool_calls": [5] }] }),
+            "messages[0].tool_calls[0]",
+        ),
         (
             CHAT,
             json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }] }),
