@@ -46,13 +46,7 @@ const NO_MODEL: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| other_flags::explained(error).exit());
-    let log = match Log::start(&cli.log) {
-        Ok(log) => log,
-        Err(error) => {
-            terminal::complain(&error.into());
-            return ExitCode::from(FAILED);
-        }
-    };
+    let log = Log::start(&cli.log);
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Chat(args) => chat::run(&args),
@@ -63,7 +57,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Top(args) => top::run(&args),
     };
-    log.flush();
+    drop(log);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
