@@ -280,6 +280,7 @@ pub(crate) fn time(
     sum();
     group.stream.synchronize()?;
     let graph = Graph::capture(&group.stream, || (0..sums).for_each(|_| sum()))?;
+    group.check_recorded()?;
     let (start, end) = (Event::new(true)?, Event::new(true)?);
     let mut times = Vec::new();
     for _ in 0..=REPEATS {

@@ -97,6 +97,14 @@ impl Group {
         }
     }
 
+    /// Whoever records sums on its own account asks: what was recorded without one of them would seem fast.
+    fn check_recorded(&self) -> Result<(), DeviceError> {
+        match self.unrecorded.take() {
+            true => Err(DeviceError("the GPU refused to record a sum".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// False when nothing more can be started.
     fn is_ready(&self) -> bool {
         let selected = runtime::use_device(self.shared.ordinals[self.rank]);
@@ -168,7 +176,8 @@ impl Group {
         // SAFETY: as above; marks only touch the rank's own counts and words.
         self.launched(unsafe { kernels::launch_mark(peers, 0, self.launch) });
         if let Err(error) = self.shared.communicators[self.rank].all_reduce(sum) {
-            self.shared.signals.stop(&error.to_string());
+            // Without the end's mark: the library may still start what it was at, which nobody but the watch would end.
+            return self.shared.signals.stop(&error.to_string());
         }
         // SAFETY: as above.
         self.launched(unsafe { kernels::launch_mark(peers, 1, self.launch) });

@@ -104,6 +104,7 @@ fn time_rank(
         us.push(("norm: apart".to_owned(), norm(false)?));
         sums.push(SumSpeed { rows, us });
     }
+    group.check_recorded()?;
     match group.fault() {
         Some(fault) => Err(fault),
         None => Ok(GroupSpeed { sums }),
