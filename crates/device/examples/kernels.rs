@@ -1,8 +1,8 @@
 //! Checks every operation of GPU 0 against the CPU, shows that a planted mistake is found, and prints a speed table.
 //!
-//! `kernels [check] [planted] [group [host] [nccl]] [speed] [f16] [lib=FOLDER]`: without a word, everything of one GPU in
-//! bfloat16. `group`: what ranks do together, on all GPUs and with two ranks on each; `host`: over
-//! host memory; `nccl`: NCCL, too.
+//! `kernels [check] [planted] [group [host | library] [nccl]] [speed] [f16] [lib=FOLDER]`: without a word, everything of one
+//! GPU in bfloat16. `group`: what ranks do together, on all GPUs and with two ranks on each; `host`: over host memory;
+//! `nccl`: NCCL, too; `library`: NCCL chosen for everything, also for the sum that a rank does not come to.
 #![allow(clippy::print_stdout)]
 
 #[cfg(feature = "cuda")]
@@ -63,15 +63,21 @@ fn group(
     let count = device_count()?;
     let options = Options {
         deadline: std::time::Duration::from_secs(10),
-        all_reduce: if says("host") { AllReduce::Host } else { AllReduce::Auto },
+        all_reduce: match (says("library"), says("host")) {
+            (true, _) => AllReduce::Nccl,
+            (_, true) => AllReduce::Host,
+            _ => AllReduce::Auto,
+        },
         folders,
         compare: says("nccl"),
         floor: None,
     };
     let each: Vec<usize> = (0..count).collect();
     let twice: Vec<usize> = (0..count).flat_map(|gpu| [gpu, gpu]).collect();
+    // NCCL wants a GPU for each rank.
+    let groups = if says("library") { vec![&each] } else { vec![&each, &twice] };
     let mut passed = true;
-    for ordinals in [&each, &twice].into_iter().filter(|ordinals| 1 < ordinals.len()) {
+    for ordinals in groups.into_iter().filter(|ordinals| 1 < ordinals.len()) {
         let report = parity::group::run(ordinals, &options)?;
         report.outcomes.iter().filter(|outcome| !outcome.passed()).for_each(|outcome| {
             println!("MISS {} {} {}", outcome.operation, outcome.case, outcome.error);

@@ -116,8 +116,10 @@ fn lost_rank(ordinals: &[usize], options: &Options) -> Result<Vec<Outcome>, Devi
         let wanted = if aborts { "the rank panicked".to_owned() } else { format!("rank {missing} of") };
         for (rank, fault) in faults.into_iter().enumerate() {
             let fault = fault?;
-            // Of three ranks and more one may hear first that another was given up.
-            let named = fault.contains(&wanted) || (!aborts && fault.contains("did not come"));
+            // Of three ranks and more one may hear first that another was given up; NCCL names nobody, and may still be at
+            // connecting.
+            let unnamed = ["did not come", "not done within"].into_iter().any(|text| fault.contains(text));
+            let named = fault.contains(&wanted) || (!aborts && unnamed);
             let error = if late || !named { f32::INFINITY } else { 0.0 };
             let case = format!("rank {rank} of {}: {case}: {fault}", ordinals.len());
             outcomes.push(Outcome { operation: "fault", case, error, limit: 0.0 });
