@@ -12,7 +12,7 @@ use crate::cards::VERSION;
 use crate::launch::{GPU_BLOCK_SIZE, GPU_SHARE};
 use crate::parse::{
     parse_block_size, parse_bytes, parse_count, parse_devices, parse_host, parse_log, parse_seconds,
-    parse_share, parse_tokens,
+    parse_share, parse_temperature, parse_tokens, parse_top_p,
 };
 pub(crate) use bench::{BenchArgs, BenchKind};
 
@@ -335,10 +335,10 @@ pub(crate) struct GenerateArgs {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// 0 takes the likeliest token each time.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_temperature)]
     pub(crate) temperature: Option<f32>,
     /// Keep the likeliest tokens that together reach this probability.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_top_p)]
     pub(crate) top_p: Option<f32>,
     /// Keep so many of the likeliest tokens; 0 keeps all.
     #[arg(long)]

@@ -161,9 +161,10 @@ fn from_folder(path: &Path) -> Result<(Tokenizer, Option<ChatTemplate>)> {
 }
 
 fn read_template(file: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    let source = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let named = || format!("--chat-template {}", file.display());
+    let source = std::fs::read_to_string(file).with_context(named)?;
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-    Ok(ChatTemplate::new(&source, text(tokenizer.bos_id()), text(tokenizer.eos_id()))?)
+    ChatTemplate::new(&source, text(tokenizer.bos_id()), text(tokenizer.eos_id())).with_context(named)
 }
 
 /// A side file that may be absent; one that is damaged is as good as absent, and told.

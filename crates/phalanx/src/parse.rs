@@ -73,6 +73,22 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// As a request's: asked before a model is loaded, not after.
+pub(crate) fn parse_temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(temperature) if (0.0..=100.0).contains(&temperature) => Ok(temperature),
+        _ => Err(format!("{text:?} is no temperature: a number from 0 to 100")),
+    }
+}
+
+/// As a request's.
+pub(crate) fn parse_top_p(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(top_p) if 0.0 < top_p && top_p <= 1.0 => Ok(top_p),
+        _ => Err(format!("{text:?} is no probability: a number above 0, at most 1")),
+    }
+}
+
 /// Seconds above 0, an hour at most.
 pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -163,6 +179,17 @@ pub(crate) fn parse_crowd(text: &str) -> Result<Crowd, String> {
 mod tests {
     use super::*;
     use crate::layout::spelt;
+
+    #[test]
+    fn sampling_is_refused_before_a_model_is_loaded() {
+        assert_eq!((parse_temperature("0"), parse_top_p("0.9")), (Ok(0.0), Ok(0.9)));
+        for text in ["nan", "-1", "101", "inf", "warm"] {
+            assert!(parse_temperature(text).unwrap_err().contains("a number from 0 to 100"), "{text}");
+        }
+        for text in ["0", "nan", "1.1", "-0.5", "all"] {
+            assert!(parse_top_p(text).unwrap_err().contains("above 0, at most 1"), "{text}");
+        }
+    }
 
     #[test]
     fn layouts_are_read_as_they_are_spelt() {

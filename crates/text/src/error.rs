@@ -25,7 +25,7 @@ pub enum TextError {
     #[error("the text cannot be turned into tokens: {0}")]
     Encode(String),
     /// The model's chat template does not parse.
-    #[error("the model's chat template does not parse: {0}")]
+    #[error("the chat template does not parse: {0}")]
     TemplateSyntax(String),
     /// The chat template refused a conversation, by `raise_exception` or by failing on it.
     #[error("the chat template cannot render this conversation: {0}")]

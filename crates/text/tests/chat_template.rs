@@ -295,7 +295,7 @@ fn faults_are_sentences() {
             "the chat template cannot render this conversation: Roles must alternate! (line 1)",
         ),
         ("{{ messages[0].no.such }}", "the chat template cannot render this conversation: "),
-        ("{% for x in %}", "the model's chat template does not parse: "),
+        ("{% for x in %}", "the chat template does not parse: "),
         (
             "{{ missing | tojson }}",
             "the chat template cannot render this conversation: a value of the kind `undefined` is not JSON serializable",
