@@ -55,6 +55,8 @@ pub const CONSTANTS: Constants = Constants {
 
 /// Bytes of an activation, a key or a value: GPUs compute in 16 bits.
 const ACTIVATION_BYTES: f64 = 2.0;
+/// Bytes of a logit, which is a float32.
+const LOGIT_BYTES: f64 = 4.0;
 
 /// What one step asks of a stage.
 #[derive(Clone, Copy, Debug)]
@@ -160,9 +162,9 @@ impl RankCost {
             + CONSTANTS.layer_kernels * kernel_seconds(work.rows)
             + 2.0 * self.sum_seconds(machine, work.rows);
         let head = self.head.map_or(0.0, |shape| {
-            let logits_bytes = ACTIVATION_BYTES * work.samples * shape.0;
-            // Each rank sends its columns of the logits to all others, which is half of a sum.
-            let gathered = machine.links.all_reduce_seconds(self.tensor_size, logits_bytes / 2.0);
+            // Every rank samples, so each sends its columns of the logits to all others.
+            let logits_bytes = LOGIT_BYTES * work.samples * shape.0;
+            let gathered = machine.links.gather_seconds(self.tensor_size, logits_bytes);
             self.product_seconds(machine, shape, work.samples) + gathered
         });
         self.layers * layer + head

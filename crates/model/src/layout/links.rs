@@ -58,6 +58,17 @@ impl Links {
         }
     }
 
+    /// Seconds until each of `ranks` ranks has the `bytes` bytes that every other one has.
+    #[must_use]
+    pub fn gather_seconds(&self, ranks: usize, bytes: f64) -> f64 {
+        match self.wiring {
+            // The second of a sum's two shots, in which each rank sends its part of the sum to all others.
+            Wiring::NvLink => self.all_reduce_seconds(ranks, ranks as f64 * bytes) / 2.0,
+            // Every pair has as much to say to each other as it has in a sum.
+            Wiring::Bridge | Wiring::Pcie | Wiring::Host => self.all_reduce_seconds(ranks, bytes),
+        }
+    }
+
     /// Seconds to hand `bytes` bytes from one stage to the next: what two ranks send each other to add up.
     #[must_use]
     pub fn hand_over_seconds(&self, bytes: f64) -> f64 {
@@ -160,6 +171,19 @@ mod tests {
             assert!((us(&measured, ranks) / us(&predicted, ranks) - 2.0).abs() < 1e-6, "{ranks}");
         }
         assert!((us(&measured, 2) - 2.59).abs() < 1e-6);
+    }
+
+    /// Nothing is sent faster than the links are: each rank's bytes go to every other one.
+    #[test]
+    fn a_gather_takes_as_long_as_its_bytes_need() {
+        for wiring in [Wiring::NvLink, Wiring::Bridge, Wiring::Pcie, Wiring::Host] {
+            let links = Links { wiring, ..links(Vec::new()) };
+            assert_eq!(links.gather_seconds(1, 1e9), 0.0);
+            for ranks in 2..=8 {
+                let (bandwidth, others) = (450e9_f64, (ranks - 1) as f64);
+                assert!(others * 1e8 / bandwidth < links.gather_seconds(ranks, 1e8), "{wiring:?} {ranks}");
+            }
+        }
     }
 
     #[test]

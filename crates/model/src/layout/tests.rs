@@ -143,15 +143,16 @@ fn every_measured_row_is_predicted_within_fifteen_percent() {
 const KERNELS_OF_FOUR: [(usize, f64); 6] =
     [(1, 1.85), (8, 1.87), (32, 2.00), (64, 2.13), (128, 2.43), (256, 3.61)];
 
-/// With sampling added, one and two ranks were measured at 0.89 to 1.10 of such sums; norms, RoPE and SiLU are missing in
-/// them, and their sums among four are faster than ours are predicted to be (see `links`).
+/// With sampling added, one and two ranks were measured at 0.89 to 1.10 of such sums; norms, RoPE, SiLU and the gathering of
+/// the logits (6 % at 128 at once) are missing in them, and their sums among four are faster than ours are predicted to be
+/// (see `links`).
 #[test]
 fn four_ranks_take_about_what_others_kernels_add_up_to() {
     let machine = machine("4xH200");
     for (batch, ms) in KERNELS_OF_FOUR {
         let theirs = ms * 1e-3 + cost::sampling_seconds(batch as f64);
         let ratio = replica(4, 1).decode_seconds(&machine, batch as f64, 512.0) / theirs;
-        assert!((0.85..1.25).contains(&ratio), "{batch} at once: {ratio:.2}");
+        assert!((0.85..1.3).contains(&ratio), "{batch} at once: {ratio:.2}");
     }
 }
 
@@ -287,6 +288,7 @@ fn the_context_comes_before_the_objective() {
     // None of one GPU's layouts does: then the one that holds the most, and the reason says so.
     let choice = choose(&compared("1x4090D", 131_072), Objective::Latency, 131_072).unwrap();
     assert!(choice.reason.starts_with("none holds a sequence of 131072 tokens"), "{}", choice.reason);
+    assert!(choice.reason.contains("1 x 1 x 1 is the only one: "), "{}", choice.reason);
 }
 
 #[test]
