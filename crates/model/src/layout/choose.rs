@@ -93,6 +93,7 @@ fn reason(
     };
     let strictly_best = cost(figures, objective) <= cost(best(objective).2, objective);
     let of_all = match (able, strictly_best) {
+        ([_], _) if longest < context => "the only one".to_owned(),
         ([_], _) => "the only one that can hold the context".to_owned(),
         (_, true) => format!("the best of {} for {objective}", able.len()),
         (_, false) => {

@@ -257,7 +257,7 @@ pub struct Figures {
     pub step_seconds: [Option<f64>; BATCH_SIZES.len()],
     /// Seconds of one [`SINGLE`] request alone, or of the longest that fits in its place.
     pub single_seconds: f64,
-    /// Tokens a second, in and out, under a crowd of [`TRAFFIC`] requests.
+    /// Tokens a second, in and out, under a crowd of [`TRAFFIC`] requests, or of the longest that fit in their place.
     pub tokens_per_second: f64,
 }
 

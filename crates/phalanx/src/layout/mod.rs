@@ -68,7 +68,8 @@ fn fits(comparison: &Comparison, model: &plan::Subject, machine: &Machine) -> Re
 
 /// What the table's columns mean.
 const LEGEND: &str = "dp: replicas, pp: stages, tp: ranks of a layer. Decoding behind 300 tokens; in + out: a crowd of \
-                      requests of 1,024 tokens in and 256 out. All figures are predicted.";
+                      requests of 1,024 tokens in and 256 out, shorter ones where the context is. All figures are \
+                      predicted.";
 
 /// Predicts all layouts of up to `most_replicas` replicas and takes one.
 fn compared(

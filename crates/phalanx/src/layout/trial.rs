@@ -234,7 +234,7 @@ impl Trials<'_> {
         for ((ordinal, before), (_, now)) in before.iter().zip(self.held(engine)) {
             let left = now.saturating_sub(*before);
             if launch::GPU_RESERVE_BYTES < left {
-                tracing::warn!("GPU {ordinal} holds {} more than before this layout", gib(left));
+                tracing::warn!("GPU {ordinal} holds {} more than before the first layout", gib(left));
             }
         }
     }
