@@ -187,7 +187,7 @@ impl ModelConfig {
         });
         let notice = format!(
             "YaRN with factor {factor} is on: --max-model-len {asked} is more than the {} tokens this model was \
-             trained on. Answers to short prompts may be slightly worse; leave --max-model-len away to turn it off.",
+             trained on. Answers to short prompts may be slightly worse; leave --max-model-len out to turn it off.",
             self.trained_len
         );
         Ok((config, Some(Notice(notice))))

@@ -7,15 +7,15 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const OTHERS: [(&[&str], &str); 17] = [
     (
         &["--trust-remote-code"],
-        "leave it away: no code that comes with a model is ever run, and Qwen2.5 needs none",
+        "leave it out: no code that comes with a model is ever run, and Qwen2.5 needs none",
     ),
     (
         &["--quantization", "--load-in-4bit"],
-        "leave it away: files say themselves how they are quantised; give a GGUF file as --model",
+        "leave it out: files say themselves how they are quantised; give a GGUF file as --model",
     ),
     (
         &["--swap-space", "--cpu-offload-gb", "--kv-offloading-size"],
-        "leave it away: nothing is moved to the host's memory, requests that do not fit wait and lose nothing",
+        "leave it out: nothing is moved to the host's memory, requests that do not fit wait and lose nothing",
     ),
     (
         &[
@@ -24,30 +24,30 @@ const OTHERS: [(&[&str], &str); 17] = [
             "--no-enable-log-requests",
             "--disable-log-stats",
         ],
-        "leave it away: prompts and answers are never logged, --log chooses the level, and figures are at /metrics",
+        "leave it out: prompts and answers are never logged, --log chooses the level, and figures are at /metrics",
     ),
     (&["--uvicorn-log-level", "--disable-uvicorn-access-log"], "use --log"),
     (
         &["--distributed-executor-backend", "--worker-cls"],
-        "leave it away: ranks are threads of this process, there is nothing to choose",
+        "leave it out: ranks are threads of this process, there is nothing to choose",
     ),
     (
         &["--nnodes", "--node-rank", "--master-addr", "--master-port", "--data-parallel-address"],
-        "leave it away: one process serves the GPUs of one machine",
+        "leave it out: one process serves the GPUs of one machine",
     ),
     (&["--disable-custom-all-reduce"], "use --all-reduce nccl"),
     (
         &["--rope-scaling", "--rope-theta", "--hf-overrides"],
-        "use --max-model-len: beyond the trained length it turns YaRN on; other changes belong into the model's config.json",
+        "use --max-model-len: beyond the trained length it turns YaRN on; other changes belong in the model's config.json",
     ),
     (
         &["--compilation-config", "--max-seq-len-to-capture", "--cuda-graph-sizes"],
-        "leave it away: graphs of all sizes are recorded by themselves; --enforce-eager turns them off",
+        "leave it out: graphs of all sizes are recorded by themselves; --enforce-eager turns them off",
     ),
     (&["--scheduling-policy"], "use --enable-client-priorities: requests then may have a `priority`"),
     (
         &["--preemption-mode", "--num-scheduler-steps", "--max-parallel-loading-workers"],
-        "leave it away: there is one way, and it is on",
+        "leave it out: there is one way, and it is on",
     ),
     (
         &[
@@ -56,15 +56,12 @@ const OTHERS: [(&[&str], &str); 17] = [
             "--guided-decoding-backend",
             "--structured-outputs-config",
         ],
-        "leave it away: tools and JSON schemas are not supported yet, and a request that asks for them gets a 400",
+        "leave it out: tools and JSON schemas are not supported yet, and a request that asks for them gets a 400",
     ),
-    (&["--enable-lora", "--lora-modules", "--speculative-config"], "leave it away: it is not supported yet"),
-    (&["--ssl-keyfile", "--ssl-certfile"], "leave it away: put a proxy with TLS in front"),
+    (&["--enable-lora", "--lora-modules", "--speculative-config"], "leave it out: it is not supported yet"),
+    (&["--ssl-keyfile", "--ssl-certfile"], "leave it out: put a proxy with TLS in front"),
     (&["--kv-cache-memory-bytes"], "use --kv-cache-memory"),
-    (
-        &["--tokenizer-mode", "--tokenizer-revision"],
-        "leave it away; --tokenizer names another tokenizer.json",
-    ),
+    (&["--tokenizer-mode", "--tokenizer-revision"], "leave it out; --tokenizer names another tokenizer.json"),
 ];
 
 /// Adds what to do to an error about a flag that another server has.
@@ -102,7 +99,7 @@ mod tests {
         let text = refused("--kv-cache-memory-bytes=1G");
         assert_eq!(text.matches("tip:").count(), 1, "{text}");
         assert!(text.contains("use --kv-cache-memory"), "{text}");
-        assert!(!refused("--nonsense").contains("leave it away"));
+        assert!(!refused("--nonsense").contains("leave it out"));
     }
 
     /// A flag that we have is no other's any more.
