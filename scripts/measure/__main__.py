@@ -4,7 +4,8 @@
     python scripts/measure --binary target/release/phalanx --model 7b/config.json --tokenizer 7b/tokenizer.json --folder out
     python scripts/measure ... --budget 540                     for 540 seconds: what is worth most and fits
     python scripts/measure ... --budget 540 --resume            goes on where that ended
-    python scripts/measure ... --only 'matrix-pp*,crowd-*'      these parts, in this order; --list names them
+    python scripts/measure ... --only 'matrix-pp*,crowd-*'      these parts, in this order
+    python scripts/measure --list --count 4                     what the parts are called
     python scripts/measure --binary target/debug/phalanx --device cpu --folder out     small sizes, four ranks by threads
 
 Needs no Rust: a binary, this folder, scripts/parity, tests/clients, and a Python with torch, transformers and requests.
@@ -34,8 +35,8 @@ CPU_RANKS = 4
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     patterns = lambda text: [pattern.strip() for pattern in text.split(",") if pattern.strip()]
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--folder", type=pathlib.Path, required=True, help="results, logs and report.md go there")
+    parser.add_argument("--binary")
+    parser.add_argument("--folder", type=pathlib.Path, help="results, logs and report.md go there")
     parser.add_argument("--model", help="as behind `serve --model` [on a CPU: a small one]")
     parser.add_argument("--tokenizer", help="where the model is only a config.json [default: that of the tests]")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
@@ -45,18 +46,23 @@ def parse():
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing that is not expected to fit")
     parser.add_argument("--pace", type=float, default=1, metavar="FACTOR", help="expect so many times the seconds of H200s")
     parser.add_argument("--resume", action="store_true", help="skip the parts that have a result in the folder; those that failed come last")
-    parser.add_argument("--list", action="store_true", help="name the parts and their seconds, and end")
+    parser.add_argument("--list", action="store_true", help="name the parts and their seconds, and end; needs no other flag")
     return parser, parser.parse_args()
 
 
 def look(parser, options):
     """The machine, or an error about the arguments."""
-    if not shutil.which(options.binary):
-        parser.error(f"--binary {options.binary} is no program")
     on_cpu = options.device == "cpu"
     count = options.count or (CPU_RANKS if on_cpu else machines.count_gpus())
     if count < 1:
-        parser.error("nvidia-smi tells of no GPUs: give --count, or --device cpu")
+        parser.error("nvidia-smi tells of no GPUs: give --count (1 or more), or --device cpu")
+    if options.list:
+        # Names and seconds depend on the devices alone.
+        return machines.Machine("phalanx", sys.executable, count, on_cpu, "model", "", pathlib.Path())
+    if not options.binary or not options.folder:
+        parser.error("--binary and --folder are needed")
+    if not shutil.which(options.binary):
+        parser.error(f"--binary {options.binary} is no program")
     if not options.model and not on_cpu:
         parser.error("--model is needed: a folder with a model, or a config.json for random weights")
     options.folder.mkdir(parents=True, exist_ok=True)
