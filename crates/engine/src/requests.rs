@@ -191,7 +191,7 @@ impl Requests {
     /// Sends what has happened since the last call.
     pub(crate) fn send_events(&mut self) {
         for (events, event) in self.outbox.drain(..) {
-            // A caller that is gone has sent an abort, which is read before the next step.
+            // A caller that is gone has sent an abort, which is read before another step is scheduled.
             let _gone = events.unbounded_send(event);
         }
     }
