@@ -39,6 +39,9 @@ pub(crate) struct Fake {
     permits: Option<Receiver<()>>,
     /// Hears of every step submitted.
     submitted: Option<Sender<Arc<Step>>>,
+    /// The number of the step that cannot be submitted, counted from 1; none: all can.
+    pub(crate) broken_step: Option<usize>,
+    num_submitted: usize,
     /// Dropped with the executor.
     _life: Option<Sender<()>>,
 }
@@ -129,6 +132,8 @@ impl Executor for Fake {
     }
 
     fn submit(&mut self, step: Arc<Step>) {
+        self.num_submitted += 1;
+        assert!(self.broken_step != Some(self.num_submitted), "the executor panics");
         self.in_flight.push_back(Arc::clone(&step));
         assert!(self.in_flight.len() <= self.depth, "no more steps than the executor takes");
         if let Some(submitted) = &self.submitted {

@@ -96,6 +96,22 @@ fn a_lost_executor_fails_every_request_and_those_to_come() {
     }
 }
 
+/// The next step is submitted before callers hear of the last one: should that fail, they hear of both.
+#[test]
+fn what_the_last_step_completed_is_told_when_the_next_one_breaks() {
+    let (mut executor, gate) = Fake::gated(1);
+    executor.broken_step = Some(3);
+    let engine = start(options(), executor);
+    let short = engine.submit(say("a")).unwrap();
+    let long = engine.submit(say("hello")).unwrap();
+    gate.permit(100);
+    assert_eq!(text_of(&complete(short).unwrap().0, 0), "a");
+    match complete(long) {
+        Err(RequestError::EngineGone(text)) => assert!(text.contains("the executor panics"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn shutdown_completes_what_runs_and_takes_no_more() {
     let (engine, gate) = gated(1);
