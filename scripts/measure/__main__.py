@@ -69,7 +69,8 @@ def look(parser, options):
     model = options.model or machines.small_model(options.folder)
     tokenizer = options.tokenizer or (str(machines.TOKENIZER) if model.endswith(".json") else "")
     binary = os.path.abspath(shutil.which(options.binary))
-    return machines.Machine(binary, sys.executable, count, on_cpu, model, tokenizer, options.folder.resolve())
+    memory = "" if on_cpu else machines.gpu_memory()
+    return machines.Machine(binary, sys.executable, count, on_cpu, model, tokenizer, options.folder.resolve(), memory)
 
 
 class Run:

@@ -51,6 +51,8 @@ class Machine:
     model: str
     tokenizer: str
     folder: pathlib.Path
+    # As behind `plan --device-memory`; empty where nobody tells.
+    device_memory: str = ""
 
     @property
     def scale(self):
@@ -100,6 +102,16 @@ def count_gpus():
         return 0
     told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
+
+
+def gpu_memory():
+    """The memory of the smallest GPU, as behind `plan --device-memory`; empty without the driver's tool."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    told = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    sizes = [int(line) for line in told.stdout.split() if line.isdigit()]
+    return f"{min(sizes)}MiB" if sizes else ""
 
 
 def small_model(folder):

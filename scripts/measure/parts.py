@@ -121,6 +121,7 @@ def prefill(machine, layout, dtype):
 def plan(machine):
     """What is planned for the memory of each layout; `layouts` has what is used."""
     command = [machine.binary, "plan", "--model", machine.model, "--devices", str(machine.count), "--json"]
+    command += ["--device-memory", machine.device_memory] if machine.device_memory else []
     return Part("plan", "plan", 1, {"json": command})
 
 

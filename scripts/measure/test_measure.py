@@ -1,4 +1,5 @@
 """Tests of what decides and what is told: `python -m unittest discover scripts/measure`."""
+import dataclasses
 import json
 import pathlib
 import signal
@@ -45,6 +46,12 @@ class Parts(unittest.TestCase):
         asked = [command[place + 1] for place, word in enumerate(command) if word == "--only"]
         self.assertIn("7b bf16 pp2xtp2", asked)
         self.assertIn("7b fp16 pp4", asked)
+
+
+    def test_memory_is_planned_for_the_cards_that_are_there(self):
+        here = dataclasses.replace(gpus(2), device_memory="143771MiB")
+        self.assertEqual(parts.plan(here).commands["json"][-2:], ["--device-memory", "143771MiB"])
+        self.assertNotIn("--device-memory", parts.plan(gpus(2)).commands["json"])
 
 
 class Schedule(unittest.TestCase):

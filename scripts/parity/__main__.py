@@ -68,6 +68,9 @@ class Setup:
         return " ".join([self.model, self.dtype, layout] + ["stretched"] * self.stretched + ["chunks"] * self.chunk)
 
 
+# Layers of the model "7b", and ranks that exchange data with each other at most.
+MOST_STAGES, MOST_RANKS = 4, 8
+
 SETUPS = [
     Setup("7b", "bf16"), Setup("7b", "bf16", chunk=True), Setup("7b", "fp16"),
     Setup("0.5b", "bf16"), Setup("0.5b", "fp16", chunk=True),
@@ -79,6 +82,14 @@ SETUPS = [
     Setup("7b-yarn", "bf16", tp=2, long=True), Setup("7b-yarn", "bf16", pp=2, long=True, chunk=True),
     Setup("7b", "bf16", tp=3), Setup("7b", "bf16", tp=4), Setup("7b", "fp16", pp=4), Setup("7b", "bf16", tp=2, pp=2),
 ]
+
+
+def of_all(count):
+    """What a machine of more than four GPUs adds: all of them in one layer, and in stages of two as far as layers reach."""
+    if count <= 4:
+        return []
+    stages = count // 2
+    return [Setup("7b", "bf16", tp=min(count, MOST_RANKS))] + [Setup("7b", "bf16", tp=2, pp=stages)] * (stages <= MOST_STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +364,7 @@ def chosen(options):
     """The setups that this machine has GPUs for and that were asked for."""
     count = 4 if options.device == "cpu" or options.gpus_flag else torch.cuda.device_count()
     wanted = [[word.strip() for word in words.split(",")] for words in options.only or [""]]
-    fits = [setup for setup in SETUPS if setup.ranks <= count]
+    fits = [setup for setup in SETUPS + of_all(count) if setup.ranks <= count]
     return [setup for setup in fits if any(all(word in setup.name for word in words) for words in wanted)]
 
 
