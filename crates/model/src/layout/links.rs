@@ -72,7 +72,7 @@ impl Links {
     /// Seconds to hand `bytes` bytes from one stage to the next: what two ranks send each other to add up.
     #[must_use]
     pub fn hand_over_seconds(&self, bytes: f64) -> f64 {
-        self.predicted(2, bytes)
+        self.all_reduce_seconds(2, bytes)
     }
 
     /// With a link for every pair each rank sends all of its array to all others, or, of longer ones, its part twice: to
@@ -159,6 +159,10 @@ mod tests {
             "longer ones go at the rate of the longest"
         );
         assert!((us(2, f64::from(160 << 10)) - (2.97 + 4.08) / 2.0).abs() < 1e-6);
+        assert!(
+            (links.hand_over_seconds(8192.0) * 1e6 - 2.59).abs() < 1e-6,
+            "stages go through the same links"
+        );
     }
 
     #[test]
