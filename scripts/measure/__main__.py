@@ -53,7 +53,8 @@ def parse():
 def look(parser, options):
     """The machine, or an error about the arguments."""
     on_cpu = options.device == "cpu"
-    count = options.count or (CPU_RANKS if on_cpu else machines.count_gpus())
+    memories = [] if on_cpu else machines.gpu_memories()
+    count = options.count or (CPU_RANKS if on_cpu else len(memories))
     if count < 1:
         parser.error("nvidia-smi tells of no GPUs: give --count (1 or more), or --device cpu")
     if options.list:
@@ -69,8 +70,8 @@ def look(parser, options):
     model = options.model or machines.small_model(options.folder)
     tokenizer = options.tokenizer or (str(machines.TOKENIZER) if model.endswith(".json") else "")
     binary = os.path.abspath(shutil.which(options.binary))
-    memory = "" if on_cpu else machines.gpu_memory()
-    return machines.Machine(binary, sys.executable, count, on_cpu, model, tokenizer, options.folder.resolve(), memory)
+    return machines.Machine(binary, sys.executable, count, on_cpu, model, tokenizer, options.folder.resolve(),
+                            machines.smallest(memories[:count]))
 
 
 class Run:

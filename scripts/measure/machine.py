@@ -96,21 +96,18 @@ def layout_flags(layout):
     return flags
 
 
-def count_gpus():
-    """How many GPUs the driver's tool tells of; 0 without it."""
+def gpu_memories():
+    """MiB of each GPU that the driver's tool tells of, as text; none without it."""
     if not shutil.which("nvidia-smi"):
-        return 0
-    told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
-
-
-def gpu_memory():
-    """The memory of the smallest GPU, as behind `plan --device-memory`; empty without the driver's tool."""
-    if not shutil.which("nvidia-smi"):
-        return ""
+        return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     told = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    sizes = [int(line) for line in told.stdout.split() if line.isdigit()]
+    return told.stdout.splitlines() if told.returncode == 0 else []
+
+
+def smallest(memories):
+    """The memory of the smallest GPU, as behind `plan --device-memory`; empty where none tells it."""
+    sizes = [int(memory) for memory in memories if memory.strip().isdigit()]
     return f"{min(sizes)}MiB" if sizes else ""
 
 

@@ -52,6 +52,8 @@ class Parts(unittest.TestCase):
         here = dataclasses.replace(gpus(2), device_memory="143771MiB")
         self.assertEqual(parts.plan(here).commands["json"][-2:], ["--device-memory", "143771MiB"])
         self.assertNotIn("--device-memory", parts.plan(gpus(2)).commands["json"])
+        self.assertEqual(machine.smallest(["143771", " 81559"]), "81559MiB")
+        self.assertEqual([machine.smallest([]), machine.smallest(["[N/A]"])], ["", ""])
 
 
 class Schedule(unittest.TestCase):

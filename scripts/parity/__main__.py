@@ -89,7 +89,10 @@ def of_all(count):
     if count <= 4:
         return []
     stages = count // 2
-    return [Setup("7b", "bf16", tp=min(count, MOST_RANKS))] + [Setup("7b", "bf16", tp=2, pp=stages)] * (stages <= MOST_STAGES)
+    setups = [Setup("7b", "bf16", tp=min(count, MOST_RANKS))]
+    if stages <= MOST_STAGES:
+        setups.append(Setup("7b", "bf16", tp=2, pp=stages))
+    return setups
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,6 +202,7 @@ impl Loop {
                 published.last_step = now;
             }
             self.requests.note_step(&step, now, &mut published.snapshot);
+            // Before the step leaves: the metrics are never behind what a rank is doing. Where no step follows, `tell` does it.
             published.snapshot.scheduler = self.scheduler.stats();
             drop(published);
             self.executor.submit(Arc::new(step));

@@ -506,6 +506,12 @@ pub(crate) enum ObjectiveArg {
     Throughput,
 }
 
+/// The sub-command of a line that is right, for tests of what becomes of it.
+#[cfg(test)]
+pub(crate) fn parsed(line: &str) -> Command {
+    Cli::try_parse_from(std::iter::once("phalanx").chain(line.split_whitespace())).unwrap().command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -513,10 +519,9 @@ mod tests {
     /// The command of the specification, word for word.
     #[test]
     fn the_sources_command_is_understood() {
-        let line = "phalanx serve --model Qwen/Qwen2.5-7B-Instruct --tensor-parallel-size 4 --dtype half --max-model-len 131072 \
+        let line = "serve --model Qwen/Qwen2.5-7B-Instruct --tensor-parallel-size 4 --dtype half --max-model-len 131072 \
                     --enable-chunked-prefill --gpu-memory-utilization 0.95 --host 0.0.0.0 --port 8000";
-        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Serve(serve) = cli.command else { panic!("serve") };
+        let Command::Serve(serve) = parsed(line) else { panic!("serve") };
         assert_eq!(serve.model.written(), Some("Qwen/Qwen2.5-7B-Instruct"));
         assert_eq!((serve.engine.tensor_parallel_size, serve.engine.max_model_len), (Some(4), Some(131_072)));
         assert_eq!((serve.model.dtype, serve.port), (DtypeArg::Half, 8000));

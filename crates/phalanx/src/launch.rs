@@ -539,7 +539,7 @@ fn describe(blueprint: &Blueprint, args: &EngineArgs) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::args::{Command, parsed};
 
     #[test]
     fn gpus_are_counted_once_however_many_ranks_share_them() {
@@ -551,9 +551,7 @@ mod tests {
     #[test]
     fn what_gpus_do_not_do_is_refused() {
         let check = |arguments: &str, computed| {
-            let line = format!("phalanx serve {arguments}");
-            let cli = crate::args::Cli::try_parse_from(line.split_whitespace()).unwrap();
-            let crate::args::Command::Serve(serve) = cli.command else { panic!("serve") };
+            let Command::Serve(serve) = parsed(&format!("serve {arguments}")) else { panic!("serve") };
             refuse_cpus_flags(&serve.engine, computed).map_err(|error| error.to_string())
         };
         assert_eq!(check("", DType::BF16), Ok(()));

@@ -279,12 +279,12 @@ mod tests {
     /// Qwen2.5-7B in 16 bits on cards of which 12 GiB may be used: two hold it, and a short context.
     #[test]
     fn the_smallest_size_that_holds_the_model_is_found() {
-        use clap::Parser;
         use phalanx_device::{DType, Format};
         use phalanx_model::{Limits, WeightFormats, catalogue};
 
-        let cli = crate::args::Cli::try_parse_from(["phalanx", "serve"]).unwrap();
-        let crate::args::Command::Serve(serve) = cli.command else { panic!("serve") };
+        use crate::args::{Command, parsed};
+
+        let Command::Serve(serve) = parsed("serve") else { panic!("serve") };
         let (_, config) = catalogue::qwen2_5().into_iter().find(|(name, _)| name.contains("7B")).unwrap();
         let request = MemoryRequest {
             formats: WeightFormats::Uniform(Format::BF16),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use phalanx_device::{DType, Format};
-use phalanx_model::layout::{Fit, Machine, Misfit};
+use phalanx_model::layout::{Fit, Machine, Misfit, Subject as LayoutSubject};
 use phalanx_model::{
     LoadError, LoadFormat, MemoryRequest, ModelConfig, WeightFormats, WeightType, Weights, catalogue,
 };
@@ -25,7 +25,7 @@ pub(crate) struct Subject {
     weights: Option<Weights>,
     /// What a GPU computes in, and keeps weights in.
     types: (DType, WeightType),
-    pub(crate) steps: GpuSteps,
+    steps: GpuSteps,
 }
 
 impl Subject {
@@ -49,6 +49,23 @@ impl Subject {
             kv_dtype: dtype,
             block_size: args.block_size,
             limits: self.steps.limits(config.max_model_len),
+        }
+    }
+
+    /// The `request` for the context of `config` on GPUs of `memory` bytes that nobody else uses.
+    pub(crate) fn on_gpus<'a>(
+        &self,
+        args: &PlanArgs,
+        config: &'a ModelConfig,
+        request: &'a MemoryRequest<'a>,
+        memory: usize,
+    ) -> LayoutSubject<'a> {
+        LayoutSubject {
+            config,
+            request,
+            staged_tokens: self.steps.staged_tokens,
+            budget_bytes: gpu_budget(memory, 0, args.gpu_memory_utilization),
+            scratch_blocks: SCRATCH_BLOCKS,
         }
     }
 }
@@ -137,15 +154,7 @@ fn fit(args: &PlanArgs, model: &Subject, (tensor_size, num_stages): (usize, usiz
     let impossible = |error: LoadError| Misfit::Impossible(error.to_string());
     let (config, _) = model.config.with_context(args.max_model_len).map_err(impossible)?;
     let request = model.request(args, &config);
-    let budget_bytes = gpu_budget(args.device_memory, 0, args.gpu_memory_utilization);
-    let subject = phalanx_model::layout::Subject {
-        config: &config,
-        request: &request,
-        staged_tokens: model.steps.staged_tokens,
-        budget_bytes,
-        scratch_blocks: SCRATCH_BLOCKS,
-    };
-    subject.fit(tensor_size, num_stages)
+    model.on_gpus(args, &config, &request, args.device_memory).fit(tensor_size, num_stages)
 }
 
 fn print(args: &PlanArgs, steps: &GpuSteps, rows: &[Row]) {
@@ -218,14 +227,11 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
-    use crate::args::DtypeArg;
+    use crate::args::{Command, DtypeArg, parsed};
 
     fn plan_args(arguments: &str) -> PlanArgs {
-        let line = format!("phalanx plan {arguments}");
-        let cli = crate::args::Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let crate::args::Command::Plan(args) = cli.command else { panic!("plan") };
+        let Command::Plan(args) = parsed(&format!("plan {arguments}")) else { panic!("plan") };
         args
     }
 

@@ -10,11 +10,9 @@ use phalanx_model::layout::table::Comparison;
 use phalanx_model::layout::{
     BATCH_SIZES, DECODE_CONTEXT, Layout, Machine, PROMPT_LENS, Prediction, Subject, TRAFFIC, compare,
 };
-use phalanx_worker::SCRATCH_BLOCKS;
 use serde_json::{Value, json};
 
 use crate::args::{ObjectiveArg, PlanArgs};
-use crate::launch::gpu_budget;
 use crate::plan::{self, gib};
 use crate::terminal;
 
@@ -25,14 +23,7 @@ pub(crate) const MODEL: &str = "Qwen2.5-7B-Instruct";
 pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) -> Result<()> {
     let (config, notice) = model.config.with_context(args.max_model_len)?;
     let request = model.request(args, &config);
-    let budget_bytes = gpu_budget(machine.card.memory_bytes, 0, args.gpu_memory_utilization);
-    let subject = Subject {
-        config: &config,
-        request: &request,
-        staged_tokens: model.steps.staged_tokens,
-        budget_bytes,
-        scratch_blocks: SCRATCH_BLOCKS,
-    };
+    let subject = model.on_gpus(args, &config, &request, machine.card.memory_bytes);
     let comparison = compared(machine, &subject, objective(args.objective), usize::MAX);
     if args.json {
         let report = as_json(&model.name, machine, &comparison);
@@ -44,7 +35,7 @@ pub(crate) fn plan(args: &PlanArgs, model: &plan::Subject, machine: &Machine) ->
         model.name,
         count_of(machine),
         config.max_model_len,
-        gib(budget_bytes),
+        gib(subject.budget_bytes),
         gib(machine.card.memory_bytes),
         machine.card.name,
         machine.card.memory_bandwidth / 1e9,

@@ -259,12 +259,10 @@ fn memory(launched: &Launched, layout: Layout) -> Vec<DeviceMemory> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::args::{Command, parsed};
 
     fn args(arguments: &str) -> BenchArgs {
-        let line = format!("phalanx bench layouts {arguments}");
-        let cli = crate::args::Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let crate::args::Command::Bench(args) = cli.command else { panic!("bench") };
+        let Command::Bench(args) = parsed(&format!("bench layouts {arguments}")) else { panic!("bench") };
         args
     }
 
