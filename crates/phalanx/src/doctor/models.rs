@@ -213,7 +213,7 @@ mod tests {
             assert_eq!(finding.verdict, Verdict::Fail);
             assert!(finding.text.contains(field), "{}", finding.text);
             assert!(
-                !fix.contains("again") && fix.contains("take a model") || fix.contains("take the model"),
+                !fix.contains("again") && (fix.contains("take a model") || fix.contains("take the model")),
                 "{fix}"
             );
             assert_eq!(error.to_string(), format!("{}; {fix}", finding.text));
